@@ -430,13 +430,14 @@ export class Failovers {
     const startedAt = performance.now();
     const place = { store: this.#store, vault: this.#vaultId, signal: options.signal };
     await using held = await HeldRun.take(place, run);
-    await held.swap(await begin(held.document));
+    // What is over and what begins go into one swap: each takes the store some syncs.
+    let next = await begin(held.document);
     await using requests = new StopRequests(place, held.document);
     const signal = options.signal === undefined ? requests.signal : AbortSignal.any([options.signal, requests.signal]);
     const onProgress = noting(held, options.onProgress);
     await using effects = new Effects(this.#context, held, { ...options, onProgress, signal }, this.#vault);
-    for (let step = effectOf(held.document.state); step !== undefined; step = effectOf(held.document.state)) {
-      await held.swap(withTask(held.document));
+    for (let step = effectOf(next.state); step !== undefined; step = effectOf(next.state)) {
+      await held.swap(withTask(next));
       try {
         await requests.check();
         await effects.carryOut(step.effect);
@@ -450,9 +451,9 @@ export class Failovers {
         await held.swap(endJob({ ...ended, state: isInterrupted ? ended.state : step.failed }, state));
         throw stopped(run, error);
       }
-      await held.swap({ ...endTask(held.document, "Succeeded", effects.takeCommands(), null), state: step.done });
+      next = { ...endTask(held.document, "Succeeded", effects.takeCommands(), null), state: step.done };
     }
-    await held.swap(endJob(held.document, "Succeeded"));
+    await held.swap(endJob(next, "Succeeded"));
     const { bytesWritten, bytesRead } = effects;
     const summary = await describeRun(this.#context, { ...held.document, worker: null });
     return { ...summary, bytesWritten, bytesRead, elapsedMs: Math.round(performance.now() - startedAt) };

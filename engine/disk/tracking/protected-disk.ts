@@ -287,13 +287,11 @@ export class ProtectedDisk implements BlockDevice {
    */
   closeClean(): Promise<void> {
     this.#closing ??= this.#close(async () => {
-      try {
-        await this.#backing.flush();
-        this.#rest = await this.#tracking?.closeClean(this.#bases.newest, this.#current);
-      } catch (error) {
+      await this.#backing.flush().catch(async (error: unknown) => {
         await this.#tracking?.close();
         throw error;
-      }
+      });
+      this.#rest = await this.#tracking?.closeClean(this.#bases.newest, this.#current);
     });
     return this.#closing;
   }
@@ -308,9 +306,7 @@ export class ProtectedDisk implements BlockDevice {
    * Idempotent.
    */
   close(): Promise<void> {
-    this.#closing ??= this.#close(async () => {
-      await this.#tracking?.close();
-    });
+    this.#closing ??= this.#close(async () => await this.#tracking?.close());
     return this.#closing;
   }
 

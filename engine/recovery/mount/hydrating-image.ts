@@ -103,7 +103,7 @@ export class HydratingImage implements BlockDevice {
       blockBytes,
       bandwidth: options.bandwidth,
       onFailure: ({ message }) =>
-        options.onNotice?.({ code: "IMAGE_NOT_FILLED", message: `the copy waits, and goes on by itself: ${message}` }),
+        options.onNotice({ code: "IMAGE_NOT_FILLED", message: `the copy waits, and goes on by itself: ${message}` }),
       onComplete: async () => {
         await this.#below.retire();
         await this.#unpin();
