@@ -26,8 +26,8 @@ export interface RetryOptions {
    */
   readonly firstContactToleranceMs?: number | undefined;
   /**
-   * Deadline of a request: this plus `deadlinePerMiBMs` per MiB moved, at most two minutes. An
-   * answer of unknown length has begun within this time. Default: 10 s.
+   * Deadline of a request: this plus `deadlinePerMiBMs` per MiB moved, at most two minutes.
+   * Default: 10 s.
    */
   readonly deadlineBaseMs?: number | undefined;
   /** Default: 5 s. */

@@ -74,13 +74,10 @@ async function demo(context: CommandContext, flags: DemoFlags): Promise<void> {
 }
 
 async function runIn(context: CommandContext, flags: DemoFlags, folder: string): Promise<void> {
-  const { output, environment, signal } = context;
+  const { output, signal } = context;
   const startedAt = performance.now();
   output.step({ step: "disk" }, "making a disk …");
-  const disk =
-    flags.image === undefined
-      ? await makeDisk(folder, environment, signal)
-      : await copyDisk(flags.image, folder, signal);
+  const disk = flags.image === undefined ? await makeDisk(folder, signal) : await copyDisk(flags.image, folder, signal);
   say(context, "disk", disk.content, startedAt);
   const address = `azurite:${join(folder, "vault")}`;
   const azuriteAt = performance.now();

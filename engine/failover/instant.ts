@@ -47,16 +47,13 @@ export interface InstantOptions {
    */
   readonly point?: string | undefined;
   /**
-   * Path of the image file. It is created, or continued; what belongs to it lies in the folder
-   * `PATH.tidemark` beside it.
+   * Path of the image file. It is created, or continued; its state is in the folder
+   * `PATH.tidemark`.
    */
   readonly image: string;
   /** Limits the copying in the background. Default: no limit. */
   readonly bandwidth?: Bandwidth | undefined;
-  /**
-   * How long a read of what has not been copied waits for a store that is away, in ms; then it
-   * fails. Default: 30 s.
-   */
+  /** How long a read waits for a store that is away, in ms. Default: 30 s. */
   readonly readWaitMs?: number | undefined;
   /** Memory for what is fetched, in bytes, at least 16 of the vault's blocks. Default: 128 MiB. */
   readonly cacheBytes?: number | undefined;

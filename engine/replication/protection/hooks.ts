@@ -54,10 +54,9 @@ export interface CommandHookOptions {
 }
 
 /**
- * A hook of two commands, each in a process group of its own. Their environment is PATH, HOME,
- * LANG, TIDEMARK_DISK, TIDEMARK_PHASE (`pre` or `post`) and TIDEMARK_POINT_TIME (ISO 8601, when the
- * freeze began; the same for both). If this process is killed during a freeze, a guard process runs
- * `post`.
+ * A hook of two commands. Their environment is PATH, HOME, LANG, TIDEMARK_DISK, TIDEMARK_PHASE
+ * (`pre` or `post`) and TIDEMARK_POINT_TIME (ISO 8601, when the freeze began). If this process is
+ * killed during a freeze, a guard process runs `post`.
  *
  * @example
  * ```ts
@@ -139,8 +138,7 @@ export interface FunctionHookOptions {
 }
 
 /**
- * A hook of two functions, for an application that runs in this process. It has no guard: if the
- * process is killed, the application ends with it.
+ * A hook of two functions, for an application that runs in this process.
  *
  * @example
  * ```ts
