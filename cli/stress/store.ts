@@ -10,12 +10,7 @@ import { cp, readdir, rm } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import process from "node:process";
 import { setTimeout as delay } from "node:timers/promises";
-<<<<<<< HEAD
-import { promisify } from "node:util";
 import { hasCode, type Secrets, type Sink, TidemarkError, Vault } from "../../engine/index.ts";
-=======
-import { hasCode, type Sink, TidemarkError, Vault } from "../../engine/index.ts";
->>>>>>> main
 import { makeFolder } from "../../engine/internal.ts";
 import { Azurite, openSink, parseVaultSpec } from "../../sink/index.ts";
 import { type Environment, sinkOptions, vaultSecrets } from "../settings.ts";
@@ -93,20 +88,12 @@ export class StressStore implements AsyncDisposable {
    * Opens the store. Errors: VAULT_EXISTS when there is a vault already, INVALID_ARGUMENT, and those
    * of the store.
    */
-<<<<<<< HEAD
-  static async open(options: StoreOptions, mount: boolean): Promise<StressStore> {
-    const { vault, folder, signal } = options;
+  static async open(options: StoreOptions): Promise<StressStore> {
+    const { vault, spaceFolder, signal } = options;
     const keys = await vaultSecrets({}, options.environment);
     const keyFiles = absoluteKeyFiles(options.environment);
     const environment = { ...options.environment, ...keyFiles };
-    const spec = parseVaultSpec(vault ?? `azurite:${spaceOf(folder)}/store`);
-    await mkdir(spaceOf(folder), { mode: 0o700 });
-    if (mount) await mountSpace(spaceOf(folder));
-=======
-  static async open(options: StoreOptions): Promise<StressStore> {
-    const { vault, spaceFolder, environment, signal } = options;
     const spec = parseVaultSpec(vault ?? `azurite:${spaceFolder}/store`);
->>>>>>> main
     let store: StressStore;
     if (spec.kind === "azurite") {
       const azurite = await Azurite.start(spec.dir, { signal });
@@ -219,19 +206,12 @@ export class StressStore implements AsyncDisposable {
   }
 }
 
-<<<<<<< HEAD
 /** The agent works in another folder. */
 function absoluteKeyFiles(environment: Environment): Environment {
   const names = ["TIDEMARK_KEY_FILE", "TIDEMARK_PASSPHRASE_FILE"] as const;
   return Object.fromEntries(names.map((name) => [name, environment[name] && resolve(environment[name])]));
 }
 
-function spaceOf(folder: string): string {
-  return join(folder, "space");
-}
-
-=======
->>>>>>> main
 /** Azurite's own files; those of Tidemark stay, because they are locked while a server is used. */
 async function copyStore(from: string, to: string): Promise<void> {
   await makeFolder(to);
