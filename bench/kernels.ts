@@ -102,7 +102,7 @@ interface Loop {
 }
 
 async function byteKernels(seed: number): Promise<Kernel[]> {
-  const kernels = await openKernels(corpusBytes);
+  const kernels = openKernels(corpusBytes);
   const { isZero } = kernels;
   const sha256 = await kernels.createDigest("sha256", Buffer.alloc(32, 7));
   const [random, text, zeros] = [randomCorpus(seed), textCorpus(seed), Buffer.alloc(corpusBytes)];

@@ -87,7 +87,7 @@ export interface BenchOptions {
    * from 16 MiB. Default: 1 GiB, for `failover` 2 GiB.
    */
   readonly hotBytes?: number | undefined;
-  /** `front`: cuts that are made with 32 writes in flight. Default: 300. */
+  /** `front`: cuts that are made with 32 writes in flight, as many as 30 s allow. Default: 100. */
   readonly cuts?: number | undefined;
   /** `prune`, `open`: points of the chain, 8 to 1,000,000. Defaults: 1,000 and 5,000. */
   readonly points?: number | undefined;
@@ -216,7 +216,7 @@ export async function resolveOptions(options: BenchOptions, temporaryFolder: str
     findLimit = false,
     bytesPerSecond = (kind === "soak" || kind === "collect" ? 20 : 100) * megabyte,
     cycleMs = 5_000,
-    cuts = 300,
+    cuts = 100,
     storeAddress,
   } = options;
   const { seconds = secondsDefaults[kind] ?? 1, diskBytes = diskBytesDefaults[kind] ?? 8 * gibibyte } = options;

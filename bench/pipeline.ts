@@ -145,7 +145,7 @@ async function runKernels(
   others: Lz4Comparison,
   signal: AbortSignal | undefined,
 ): Promise<BareKernels> {
-  const kernels = await openKernels(windowBytes);
+  const kernels = openKernels(windowBytes);
   const { data, prints } = kernels;
   const known = new DedupIndex(256 * 1024 * 1024);
   const place: ChunkPlace = { segment: 0, offset: 0, storedWord: 0 };

@@ -1,11 +1,7 @@
 /** The agent of a failover's source, reached through its control socket. */
-import {
-  type PointSummary,
-  type RestingSource,
-  type SourceDisks,
-  type SourceSite,
-  TidemarkError,
-} from "../engine/index.ts";
+
+import { type PointSummary, TidemarkError } from "../engine/index.ts";
+import { type RestingSource, type SourceDisks, type SourceSite } from "../engine/internal.ts";
 import { askAgent } from "./agent/control-client.ts";
 import type { StopSummary } from "./agent/summaries.ts";
 

@@ -1,20 +1,13 @@
 /**
- * The demo's disk: real files found on this machine, in an ext4 image when mke2fs is there, or a
- * copy of an image that the user names; and the changes that are made to it between points. What is
- * picked and changed depends on the machine's files and a fixed seed only.
- *
- * Cost of a disk of 192 MiB on one busy core: about 1 s to copy the files, 1 s for mke2fs, 0.2 s
- * for each hash.
+ * The demo's disk: real files found on this machine, one after the other, or a copy of an image that
+ * the user names; and the changes that are made to it between points. What is picked and changed
+ * depends on the machine's files and a fixed seed only.
  */
-import { execFile } from "node:child_process";
 import { createHash } from "node:crypto";
 import { createReadStream } from "node:fs";
-import { copyFile, type FileHandle, lstat, open, readdir, readFile, rm, stat, truncate } from "node:fs/promises";
-import { delimiter, dirname, join, relative, resolve } from "node:path";
-import { promisify } from "node:util";
+import { type FileHandle, lstat, open, readdir, readFile } from "node:fs/promises";
+import { join, resolve } from "node:path";
 import { type Extent, FileVolume, interrupted, systemCode, TidemarkError, throwIfAborted } from "../engine/index.ts";
-import { makeFolder } from "../engine/internal.ts";
-import type { Environment } from "./settings.ts";
 
 const kibibyte = 1024;
 const mebibyte = 1024 * kibibyte;
@@ -31,7 +24,6 @@ const fileBytesMin = 2 * kibibyte;
 const fileBytesMax = 16 * mebibyte;
 /** The disk is half as large again as its files, as disks are. */
 const spareShare = 1.5;
-const copiesAtOnce = 8;
 
 /** Below this there is nothing to change in a way that could be seen. */
 const demoBytesMin = mebibyte;
@@ -53,24 +45,30 @@ export interface DemoDisk {
 
 interface FoundFile {
   readonly path: string;
-  /** Relative path on the disk. */
-  readonly name: string;
   readonly sizeBytes: number;
 }
 
 /** Makes a disk of real files in `folder`. Errors: INTERRUPTED, those of the file system. */
-export async function makeDisk(folder: string, environment: Environment, signal: AbortSignal): Promise<DemoDisk> {
+export async function makeDisk(folder: string, signal: AbortSignal): Promise<DemoDisk> {
   const path = join(folder, "disk.img");
   const files = await findFiles(signal);
   const filesBytes = files.reduce((sum, file) => sum + file.sizeBytes, 0);
-  const found = `${files.length.toLocaleString("en-US")} files found here, ${Math.round(filesBytes / mebibyte)} MiB`;
+  const content = `${files.length.toLocaleString("en-US")} files found here, ${Math.round(filesBytes / mebibyte)} MiB`;
   const volumeBytes = Math.ceil((filesBytes * spareShare) / (64 * mebibyte)) * 64 * mebibyte;
-  const mke2fs = await findProgram("mke2fs", environment);
-  if (mke2fs !== undefined && (await makeExt4({ mke2fs, path, folder, files, volumeBytes, signal }))) {
-    return { path, volumeBytes, content: `${found}, in an ext4 file system` };
+  const image = await open(path, "wx");
+  try {
+    let at = 0;
+    for (const file of files) {
+      throwIfAborted(signal);
+      const bytes = (await unlessUnreadable(readFile(file.path))) ?? Buffer.alloc(0);
+      await writeAll(image, bytes, at);
+      at += Math.ceil(bytes.length / granuleBytes) * granuleBytes;
+    }
+    await image.truncate(volumeBytes);
+  } finally {
+    await image.close();
   }
-  await makePlain(path, files, volumeBytes, signal);
-  return { path, volumeBytes, content: `${found}, one after the other (no usable mke2fs is here)` };
+  return { path, volumeBytes, content };
 }
 
 /**
@@ -169,14 +167,14 @@ async function findFiles(signal: AbortSignal): Promise<FoundFile[]> {
       throwIfAborted(signal);
       if (bytes >= filesBytesMax * share || files.length >= filesMax * share) break;
       if (bytes + file.sizeBytes > filesBytesMax) continue;
-      files.push({ ...file, name: join(String(index), relative(root, file.path)) });
+      files.push(file);
       bytes += file.sizeBytes;
     }
   }
   return files;
 }
 
-async function* walk(folder: string): AsyncGenerator<Omit<FoundFile, "name">> {
+async function* walk(folder: string): AsyncGenerator<FoundFile> {
   const entries = (await unlessUnreadable(readdir(folder, { withFileTypes: true }))) ?? [];
   for (const entry of entries.sort((a, b) => (a.name < b.name ? -1 : 1))) {
     const path = join(folder, entry.name);
@@ -185,82 +183,6 @@ async function* walk(folder: string): AsyncGenerator<Omit<FoundFile, "name">> {
     const sizeBytes = (await unlessUnreadable(lstat(path)))?.size ?? 0;
     if (sizeBytes >= fileBytesMin && sizeBytes <= fileBytesMax) yield { path, sizeBytes };
   }
-}
-
-/** A program by its name: on the PATH, or where systems keep what is meant for root. */
-async function findProgram(name: string, environment: Environment): Promise<string | undefined> {
-  const folders = [
-    ...(environment["PATH"] ?? "").split(delimiter).filter((folder) => folder !== ""),
-    "/usr/sbin",
-    "/sbin",
-  ];
-  for (const folder of folders) {
-    const path = join(folder, name);
-    if ((await unlessUnreadable(stat(path)))?.isFile() === true) return path;
-  }
-  return undefined;
-}
-
-interface Ext4Plan {
-  readonly mke2fs: string;
-  readonly path: string;
-  readonly folder: string;
-  readonly files: readonly FoundFile[];
-  readonly volumeBytes: number;
-  readonly signal: AbortSignal;
-}
-
-/** False when mke2fs cannot do it: those before 1.43 fill no file system. */
-async function makeExt4({ mke2fs, path, folder, files, volumeBytes, signal }: Ext4Plan): Promise<boolean> {
-  const tree = join(folder, "files");
-  await copyFiles(tree, files, signal);
-  try {
-    const words = ["-q", "-F", "-t", "ext4", "-b", String(granuleBytes), "-L", "tidemark-demo", "-d", tree];
-    await promisify(execFile)(mke2fs, [...words, path, `${volumeBytes / kibibyte}k`], { signal });
-    return true;
-  } catch (error) {
-    throwIfAborted(signal);
-    if (!(error instanceof Error)) throw error;
-    await rm(path, { force: true });
-    return false;
-  } finally {
-    await rm(tree, { recursive: true, force: true });
-  }
-}
-
-async function copyFiles(tree: string, files: readonly FoundFile[], signal: AbortSignal): Promise<void> {
-  const folders = new Set(files.map(({ name }) => dirname(name)));
-  for (const folder of folders) await makeFolder(join(tree, folder));
-  const next = files.values();
-  const copiers = Array.from({ length: copiesAtOnce }, async () => {
-    for (const { path, name } of next) {
-      throwIfAborted(signal);
-      await unlessUnreadable(copyFile(path, join(tree, name)));
-    }
-  });
-  // All of them stop before the tree may be removed.
-  for (const outcome of await Promise.allSettled(copiers)) if (outcome.status === "rejected") throw outcome.reason;
-}
-
-async function makePlain(
-  path: string,
-  files: readonly FoundFile[],
-  volumeBytes: number,
-  signal: AbortSignal,
-): Promise<void> {
-  const image = await open(path, "wx");
-  try {
-    let at = 0;
-    for (const file of files) {
-      throwIfAborted(signal);
-      const bytes = (await unlessUnreadable(readFile(file.path))) ?? Buffer.alloc(0);
-      await writeAll(image, bytes, at);
-      at += Math.ceil(bytes.length / granuleBytes) * granuleBytes;
-    }
-  } finally {
-    await image.close();
-  }
-  await truncate(path, volumeBytes);
 }
 
 /**

@@ -7,7 +7,7 @@
 import { inspect } from "node:util";
 import type { CommanderError } from "commander";
 import { type ErrorCode, type ErrorDetail, TidemarkError } from "../engine/index.ts";
-import { errorTable } from "./error-table.ts";
+import { remedies } from "./error-table.ts";
 
 export const exitCodes = {
   done: 0,
@@ -79,14 +79,14 @@ export function errorReport(error: unknown): ErrorReport {
     return {
       code,
       message: withoutSecrets(message),
-      remedy: withoutSecrets(error.remedy ?? errorTable[code].remedy),
+      remedy: withoutSecrets(error.remedy ?? remedies[code]),
       ...(Object.keys(detail).length > 0 ? { detail: maskedDetail(detail) } : {}),
     };
   }
   return {
     code: "INTERNAL",
     message: withoutSecrets(`internal error: ${error instanceof Error ? error.message : String(error)}`),
-    remedy: errorTable.INTERNAL.remedy,
+    remedy: remedies.INTERNAL,
   };
 }
 

@@ -26,7 +26,6 @@ import type {
   MountSummary,
   PinSummary,
   PlanAction,
-  PlanPreview,
   PlanRunDone,
   PlanRunSummary,
   PointDecision,
@@ -52,6 +51,7 @@ import type {
 } from "../engine/index.ts";
 import type { ConfigFault } from "./agent/config.ts";
 import type { DiskStatus } from "./agent/disk-runner.ts";
+import type { PlanPreviewSummary } from "./agent/failover-verbs.ts";
 import type { DiskEvent } from "./agent/ports.ts";
 import type { ReloadSummary, StopSummary } from "./agent/summaries.ts";
 import type { AgentStatus } from "./agent/supervisor.ts";
@@ -324,13 +324,6 @@ export interface RunsSummary {
   /** Number of runs of recovery plans; each is an item before. */
   readonly plans: number;
 }
-
-/** What a run of a recovery plan would do. */
-export type PlanPreviewSummary = Omit<PlanPreview, "faults"> & {
-  /** Name of the plan. */
-  readonly plan: string;
-  readonly kind: "test" | "planned" | "unplanned";
-};
 
 /** A plan without faults. */
 export interface CheckedPlan {

@@ -1,7 +1,8 @@
 /** A failover run as text: state, disks, what is allowed and why the rest is not, what may be deleted. */
 import type { RunSummary } from "../engine/index.ts";
 import type { Output } from "./output.ts";
-import { fields, printable } from "./text.ts";
+import { formatDuration } from "./quantities.ts";
+import { fields, linesOf, printable } from "./text.ts";
 
 /** What a user types for an operation. */
 const commands: Readonly<Partial<Record<RunSummary["allowedOperations"][number], (run: string) => string>>> = {
@@ -27,7 +28,7 @@ export function describeRun(run: RunSummary, output: Pick<Output, "time" | "colu
   const failure = run.jobs.at(-1)?.tasks.findLast(({ error }) => error !== null)?.error;
   const last = run.jobs.at(-1);
   const printed = last?.tasks.flatMap(({ output: text, exitCode }) =>
-    text === null ? [] : [`exit code ${exitCode ?? "none"}${text === "" ? "" : `: ${text.trimEnd()}`}`],
+    text === null ? [] : [`exit code ${exitCode ?? "none"}`, ...linesOf(text)],
   );
   return [
     `run ${run.run}: ${run.state}`,
@@ -39,10 +40,10 @@ export function describeRun(run: RunSummary, output: Pick<Output, "time" | "colu
         ["health", run.health],
         ...lines(
           "disks",
-          run.disks.map(
-            ({ disk, sequence, time, consistency, target, complete }) =>
-              `${printable(disk)} at point ${sequence} of ${output.time(time)} (${consistency}) → ${printable(target)}${complete ? "" : ", not complete"}`,
-          ),
+          run.disks.map(({ disk, sequence, time, consistency, target, complete }) => {
+            const point = `point ${sequence} of ${output.time(time)} (${consistency}${ageAt(run.created, time)})`;
+            return `${printable(disk)} at ${point} → ${printable(target)}${complete ? "" : ", not complete"}`;
+          }),
         ),
         ...lines(
           "nbd",
@@ -78,4 +79,10 @@ export function describeRun(run: RunSummary, output: Pick<Output, "time" | "colu
       output.columns,
     ),
   ].join("\n");
+}
+
+/** How old a point was when its run began, unless the run took it. */
+function ageAt(created: string, time: string): string {
+  const ageMs = Date.parse(created) - Date.parse(time);
+  return ageMs <= 0 ? "" : `, ${formatDuration(ageMs)} before the run`;
 }

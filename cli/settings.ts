@@ -15,6 +15,13 @@ import { required } from "./reference/definitions.ts";
 
 export type Environment = Readonly<Record<string, string | undefined>>;
 
+/** The variables that have a value. */
+export function definedIn(environment: Environment): Readonly<Record<string, string>> {
+  return Object.fromEntries(
+    Object.entries(environment).filter((entry): entry is [string, string] => entry[1] !== undefined),
+  );
+}
+
 export interface OutputFlags {
   readonly json: boolean;
   readonly debug: boolean;

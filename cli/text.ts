@@ -24,6 +24,12 @@ export function printable(text: string): string {
   return text.replace(unprintable, (character) => `\\u{${(character.codePointAt(0) ?? 0).toString(16)}}`);
 }
 
+/** The lines of what a command printed. */
+export function linesOf(text: string): readonly string[] {
+  const whole = text.trimEnd();
+  return whole === "" ? [] : whole.split("\n");
+}
+
 /** Columns that `text` fills on a terminal. */
 export function displayWidth(text: string): number {
   let width = 0;

@@ -46,8 +46,8 @@ export interface BlockDevice {
    */
   zero(offset: number, length: number, mayTrim: boolean): Promise<void>;
   /**
-   * A hint that the content is not needed any more. Afterwards the range reads as zeros or as
-   * before. Errors: as of `tryWrite`.
+   * The content is not needed any more: the range then reads as zeros or as before. Errors: as of
+   * `tryWrite`.
    */
   trim(offset: number, length: number): Promise<void>;
   /**
@@ -56,14 +56,13 @@ export interface BlockDevice {
    */
   flush(): Promise<void>;
   /**
-   * What [offset, offset + length) holds, as far as that is known at once: sorted, disjoint,
-   * without gaps, at most `countMax` extents from `offset` on. An empty list: it has to be looked
-   * up, and counts as data until then.
+   * What [offset, offset + length) holds, as far as that is known at once: sorted, without gaps, at
+   * most `countMax` extents from `offset` on. Empty: it has to be looked up.
    */
   extents(offset: number, length: number, countMax: number): DeviceExtent[];
   /**
-   * As `extents`, but looks up what is not known, so that only `countMax` limits the answer.
-   * Absent: `extents` knows all. Errors: as of `read`.
+   * As `extents`, but looks up what is not known. Absent: `extents` knows all. Errors: as of
+   * `read`.
    */
   lookUp?(offset: number, length: number, countMax: number): Promise<DeviceExtent[]>;
   /** Waits for the calls that are running, then releases the device. Idempotent. */

@@ -13,12 +13,9 @@
 import { type Channel, channel, subscribe, unsubscribe } from "node:diagnostics_channel";
 import type { ErrorCode } from "./errors.ts";
 
-/**
- * The events by name. On the wire of `node:diagnostics_channel` each channel is called
- * `tidemark:<name>`.
- */
+/** The events by name; the channels of `node:diagnostics_channel` are called `tidemark:<name>`. */
 export interface DiagnosticEvents {
-  /** This process has taken a disk over from a writer that did not leave in good order. */
+  /** A disk was taken over from a writer that did not end in good order. */
   readonly "lease.taken-over": {
     readonly disk: string;
     /** Epoch of the new writer, and of the former one. */
@@ -26,15 +23,10 @@ export interface DiagnosticEvents {
     readonly formerEpoch: number;
     readonly formerPid: number;
     readonly formerHost: string;
-    /**
-     * Segments of the former writer whose sequence number was raised, so that its late writes fail.
-     */
+    /** Segments of the former writer that are fenced. */
     readonly fencedSegments: number;
   };
-  /**
-   * A writer of this process has found out that another writer took its disk over; its next write
-   * fails.
-   */
+  /** Another writer has taken over the disk of a writer of this process. */
   readonly "writer.fenced": {
     readonly disk: string;
     /** Epoch of the writer that is locked out. */
@@ -42,7 +34,7 @@ export interface DiagnosticEvents {
     /** What the store answered. */
     readonly message: string;
   };
-  /** A swap of a head is about to be sent that commits a point. */
+  /** The swap of a head that commits a point is about to be sent. */
   readonly "commit.tried": {
     readonly disk: string;
     readonly epoch: number;
@@ -67,15 +59,13 @@ export interface DiagnosticEvents {
     readonly attempts: number;
     readonly elapsedMs: number;
   };
-  /** The store does not hold any more what it had acknowledged. */
+  /** The store has lost what it had acknowledged. */
   readonly "store.regressed": {
     /** Name of the object that was found missing or older. */
     readonly object: string;
     readonly message: string;
   };
-  /**
-   * A garbage collection has condemned what no point needs, and has announced that to all writers.
-   */
+  /** A garbage collection has condemned what no point needs. */
   readonly "collection.marked": {
     readonly vault: string;
     /** Id of the collection. */
@@ -105,7 +95,7 @@ export interface DiagnosticEvents {
     readonly dirtyBytes: number;
     /** How long new writes were held back, in ms. */
     readonly barrierMs: number;
-    /** Whether what is overwritten from now on is kept until it has been captured. */
+    /** Whether what is overwritten is kept until it has been captured. */
     readonly exact: boolean;
   };
 }
@@ -137,7 +127,7 @@ export function publish<Name extends DiagnosticName>(name: Name, event: Diagnost
   if (target?.hasSubscribers === true) target.publish(event);
 }
 
-/** One event with its name, as a union over all names: `switch (name)` narrows `event`. */
+/** One event with its name: `switch (name)` narrows `event`. */
 export type DiagnosticEvent = {
   readonly [Name in DiagnosticName]: { readonly name: Name; readonly event: DiagnosticEvents[Name] };
 }[DiagnosticName];

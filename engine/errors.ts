@@ -70,7 +70,6 @@ export interface ErrorContext {
 
 /**
  * An operating error: its message names the object and the fact, `remedy` says what to do.
- * Programmer errors are thrown by `assert` and are never caught to carry on.
  *
  * @example
  * ```ts

@@ -23,7 +23,6 @@ export type {
   FailbackOptions,
   FailoverOptions,
   OperateOptions,
-  RunServer,
   StartFailoverOptions,
 } from "./failover/failover-options.ts";
 export { Failovers } from "./failover/failovers.ts";
@@ -68,7 +67,6 @@ export type {
 } from "./failover/run-summary.ts";
 export type { ServedDisk, ServedDiskStatus, ServeOptions } from "./failover/served-run.ts";
 export { ServedRun } from "./failover/served-run.ts";
-export type { RestingSource, SourceDisks, SourceSite } from "./failover/source.ts";
 export type { Notice } from "./notice.ts";
 export type { OperationOptions, Progress } from "./progress.ts";
 export type { MountOptions, MountSummary } from "./recovery/mount/mount.ts";
@@ -83,8 +81,6 @@ export { Group } from "./replication/protection/groups.ts";
 export type { Finding, HealthLevel } from "./replication/protection/health.ts";
 export type { CommandHookOptions, FunctionHookOptions, Hook } from "./replication/protection/hooks.ts";
 export { commandHook, functionHook } from "./replication/protection/hooks.ts";
-export type { Meter } from "./replication/protection/meters.ts";
-export type { RestingImage } from "./replication/protection/protected-image.ts";
 export { Protection } from "./replication/protection/protection.ts";
 export type { ProtectionEvent, ProtectionState } from "./replication/protection/protection-state.ts";
 export type {
@@ -106,7 +102,6 @@ export type {
   StoredObject,
 } from "./sink.ts";
 export { leaseSecondsMax, leaseSecondsMin, pageAlignmentBytes, pageWriteBytesMax } from "./sink.ts";
-export { SinkDecorator } from "./sink-decorator.ts";
 export type { ApplicationRecord, DigestName, GroupRecord, HookStep } from "./store/format/documents.ts";
 export { digestNames } from "./store/format/documents.ts";
 export type {
@@ -132,7 +127,7 @@ export type {
   PointsOptions,
 } from "./store/points/points.ts";
 export type { BandwidthClocks, BandwidthTable, BandwidthWindow, Weekday } from "./throttle.ts";
-export { Bandwidth, bandwidthLimitMin, limited, weekdays } from "./throttle.ts";
+export { Bandwidth, bandwidthLimitMin, limited } from "./throttle.ts";
 export type { CollectOptions, CollectSummary } from "./upkeep/collection/collection.ts";
 export type { DiskStats, SpaceCounts, VaultStats } from "./upkeep/collection/vault-stats.ts";
 export type { EnrollSummary, KeysSummary, NewRecipients, RecipientSummary } from "./upkeep/keys/keyring.ts";
@@ -141,14 +136,9 @@ export type { PointDecision, PruneCounts, PruneOptions, PruneSummary } from "./u
 export type { RemoveDiskOptions, RemoveDiskSummary } from "./upkeep/prune/remove-disk.ts";
 export type { IssueKeyOptions, RegisteredAgent, RegisterOptions } from "./upkeep/registration/agents.ts";
 export { Agents } from "./upkeep/registration/agents.ts";
-export { isAllowedDisk, readRegistrationKey } from "./upkeep/registration/registration-key.ts";
 export type { LostObject, RepairedObject, RepairOptions, RepairSummary } from "./upkeep/repair/repair.ts";
-export type { Decision, RetentionPoint } from "./upkeep/retention/decide.ts";
-export { decide } from "./upkeep/retention/decide.ts";
 export type { BandsPolicy, KeepPolicy, Period, RetentionBand, RetentionPolicy } from "./upkeep/retention/policy.ts";
-export { describePolicy, parsePolicy } from "./upkeep/retention/policy.ts";
-export type { SimulatedTimeline, SimulationOptions } from "./upkeep/retention/simulate.ts";
-export { simulateRetention } from "./upkeep/retention/simulate.ts";
+export { parsePolicy } from "./upkeep/retention/policy.ts";
 export type { Damage } from "./upkeep/scrub/damage.ts";
 export type { ScrubOptions, ScrubSummary } from "./upkeep/scrub/scrub.ts";
 export type { VerifyOptions, VerifySummary } from "./upkeep/scrub/verify.ts";

@@ -27,7 +27,10 @@ export {
   replacePlain,
 } from "./disk/source/plain-file.ts";
 export { syncFolder } from "./disk/source/sync-folder.ts";
+// What a failover asks of the agent.
+export type { RunServer } from "./failover/failover-options.ts";
 export { planTarget } from "./failover/plans/plan-target.ts";
+export type { RestingSource, SourceDisks, SourceSite } from "./failover/source.ts";
 // What a benchmark calls bare.
 export { blockBytesDefault, fingerprintBytes, granuleBytes } from "./limits.ts";
 export type { ChunkPlace } from "./pipeline/dedup-index.ts";
@@ -35,10 +38,20 @@ export { DedupIndex } from "./pipeline/dedup-index.ts";
 export { type MeasuredKernels, openKernels } from "./pipeline/measurement.ts";
 export { workersDefault } from "./pipeline/worker-pool.ts";
 export { openImage } from "./recovery/restore/vhd.ts";
+export type { RestingImage } from "./replication/protection/protected-image.ts";
+// A sink around another.
+export { SinkDecorator } from "./sink-decorator.ts";
 export { agentsPrefix, encodeDiskName } from "./store/format/names.ts";
 // Bounds of recovery plans.
 export { actionBounds, planActionsMax, planMachinesMax, planName, planTextMax } from "./store/format/plan-run.ts";
 export { processStat } from "./store/points/process-identity.ts";
+// Days of a bandwidth table.
+export { weekdays } from "./throttle.ts";
 // What a registering machine asks, and keeps.
 export { refuseForeignVault } from "./upkeep/registration/agents.ts";
+export { isAllowedDisk, readRegistrationKey } from "./upkeep/registration/registration-key.ts";
 export { findRegistration, keepRegistration, machineOf } from "./upkeep/registration/registration-state.ts";
+// Retention, shown and tried out.
+export { describePolicy } from "./upkeep/retention/policy.ts";
+export type { SimulatedTimeline } from "./upkeep/retention/simulate.ts";
+export { simulateRetention } from "./upkeep/retention/simulate.ts";

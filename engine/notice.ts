@@ -15,6 +15,7 @@ export interface Notice {
     | "PARENT_DAMAGED"
     | "HISTORY_DAMAGED"
     | "HOLD_REFUSED"
+    | "IMAGE_NOT_FILLED"
     | "HOLD_LOST"
     | "POINT_DAMAGED"
     | "PIN_DAMAGED"

@@ -6,8 +6,8 @@ export interface Progress {
   /** The stage that the operation is in. */
   readonly phase: "scan" | "commit" | "materialize" | "verify";
   /**
-   * Bytes that are done. `scan` and `commit`: of the volume, holes included. `materialize` and
-   * `verify`: of the point's data; holes and zeros do not count.
+   * Bytes that are done. `scan` and `commit`: of the volume. `materialize` and `verify`: of the
+   * point's data, without holes and zeros.
    */
   readonly doneBytes: number;
   /** Bytes in all, counted in the same way. */

@@ -18,17 +18,6 @@ import type {
 
 /**
  * Contract, errors and ownership of buffers of each member are those of `Sink`.
- *
- * @example
- * ```ts
- * class CountingSink extends SinkDecorator {
- *   puts = 0;
- *   override async putObject(...call: Parameters<Sink["putObject"]>): Promise<{ readonly etag: string }> {
- *     this.puts += 1;
- *     return await super.putObject(...call);
- *   }
- * }
- * ```
  */
 export class SinkDecorator implements Sink {
   protected readonly inner: Sink;

@@ -114,15 +114,15 @@ export interface Sink extends AsyncDisposable {
     /** Whether page objects are page blobs, which Azure can attach as disks. */
     readonly attachablePages: boolean;
     /**
-     * After this many ms the store never forgets what it acknowledged, not even when it is killed.
-     * 0 for all stores but an Azurite.
+     * After this many ms a killed store has not forgotten what it acknowledged. 0 for all stores
+     * but an Azurite.
      */
     readonly settlingMs: number;
   };
 
   /**
-   * By how much the clock of this machine was ahead of the store's when the store last answered, in
-   * ms. 0 where the store has no clock of its own, and before its first answer.
+   * How far the clock of this machine was ahead of the store's at its last answer, in ms. 0 where
+   * the store has none, and before its first answer.
    */
   readonly clockAheadMs: number;
 
@@ -206,24 +206,19 @@ export interface Sink extends AsyncDisposable {
   readPages(name: string, offset: number, into: Uint8Array, options?: CallOptions): Promise<void>;
 
   /**
-   * Frees [offset, offset + length), in whole pages and at most the whole object: it reads as zeros
-   * from then on, durably, and the store need not keep space for it. Idempotent and retried inside:
-   * repeating it, late or twice, changes nothing more. There is no fence, so the caller has to know
-   * that no client writes there any more. The ETag changes, so a writer whose fence names an
-   * earlier one is refused. A call that fails may have cleared a part. Pages that are clear already
-   * are no error. Errors: OBJECT_NOT_FOUND, INVALID_ARGUMENT (alignment, no length, beyond the
-   * end).
+   * Frees [offset, offset + length), in whole pages: it reads as zeros from then on, durably.
+   * Idempotent and retried inside. There is no fence: no client may write there. The ETag changes.
+   * A call that fails may have cleared a part. Errors: OBJECT_NOT_FOUND, INVALID_ARGUMENT
+   * (alignment, no length, beyond the end).
    */
   clearPages(name: string, offset: number, length: number, options?: CallOptions): Promise<void>;
 
   /**
-   * Repairs a damaged page object, so that it can be read and written in full again. An absent one
-   * is created, one that was cut short gets its length back, and metadata that the store keeps
-   * beside the pages is written anew if it cannot be read. Afterwards the object has `sizeBytes`,
-   * or more if it had more, and a sequence number of at least `sequenceNumber`. What is left of its
-   * pages stays; all other pages are zeros. If anything was changed, the ETag changes. Idempotent
-   * and retried inside. There is no fence, so the caller has to know that no client writes there
-   * any more. Errors: DAMAGED (the name belongs to another kind of object), INVALID_ARGUMENT.
+   * Repairs a damaged page object, so that it can be read and written in full again, or creates it.
+   * Afterwards it has at least `sizeBytes` and `sequenceNumber`; what is left of its pages stays,
+   * all others are zeros. If anything was changed, the ETag changes. Idempotent and retried inside.
+   * There is no fence: no client may write there. Errors: DAMAGED (the name belongs to another kind
+   * of object), INVALID_ARGUMENT.
    */
   restorePages(name: string, sizeBytes: number, sequenceNumber: number, options?: CallOptions): Promise<void>;
 

@@ -55,10 +55,7 @@ export interface BandwidthClocks {
   readonly wallMs: () => number;
 }
 
-/**
- * Lowest limit, in bytes a second: a lower one would delay a commit beyond its lease. To send
- * nothing, pause the disk.
- */
+/** Lowest limit, in bytes a second. To send nothing, pause the disk. */
 export const bandwidthLimitMin = 1024;
 
 /** Longest idle time that is saved up, in seconds. */
@@ -122,8 +119,7 @@ export class Bandwidth {
   }
 
   /**
-   * Overrides the table from now on (`Infinity`: no limit), or ends the override (`undefined`).
-   * Waiting calls go on by the new limit.
+   * Overrides the table (`Infinity`: no limit), or ends the override (`undefined`).
    *
    * @throws INVALID_ARGUMENT for a limit below `bandwidthLimitMin`.
    */
@@ -228,9 +224,7 @@ export class Bandwidth {
 }
 
 /**
- * A sink whose writes of pages and objects wait for their bytes before they are sent. With `reads`,
- * reads wait too: of pages before they are sent, of an object afterwards, for the bytes that it
- * turned out to hold. Every other call passes at once. Closing it closes `sink`.
+ * A sink whose writes, and with `reads` reads too, wait for their bytes. Closing it closes `sink`.
  *
  * @throws INTERRUPTED from a call whose signal aborts while it waits; otherwise as `sink`.
  */

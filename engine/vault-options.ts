@@ -28,8 +28,8 @@ export interface VaultOptions {
   /** Page writes in flight plus the frame being filled, 2 to 32. Default: 5. */
   readonly lanes?: number | undefined;
   /**
-   * Ceiling of the dedup index in bytes, from 1 MiB. Default: 256 MiB, which holds the chunks of
-   * about 450 GiB at 64 KiB.
+   * Ceiling of the dedup index in bytes, from 1 MiB. Default: 256 MiB, for the chunks of about 450
+   * GiB.
    */
   readonly indexBytesMax?: number | undefined;
   /**
@@ -37,7 +37,7 @@ export interface VaultOptions {
    * to write.
    */
   readonly keys?: Secrets | undefined;
-  /** What `Keyring.enroll` keeps, where it stands elsewhere: see `RegistrationKey.writerKey`. */
+  /** @internal What `Keyring.enroll` keeps, where it stands elsewhere: see `RegistrationKey.writerKey`. */
   readonly writerKey?: Uint8Array | undefined;
   /** Ends the opening or creation with INTERRUPTED. */
   readonly signal?: AbortSignal | undefined;

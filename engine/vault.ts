@@ -135,9 +135,8 @@ export class Vault implements AsyncDisposable {
   }
 
   /**
-   * Opens the vault in the sink's container. If the store cannot be reached and the state folder holds
-   * a copy of the vault's document, the vault is opened from that copy. Its disks are then served and
-   * tracked, and their points wait for the store.
+   * Opens the vault in the sink's container. If the store cannot be reached, it is opened from the
+   * copy of its document in the state folder: points then wait for the store.
    *
    * @throws `VAULT_NOT_FOUND`, `STORE_UNREACHABLE`, `FORMAT_UNSUPPORTED`, `DAMAGED`; `ACCESS_REFUSED` if
    * the vault is encrypted and `keys` do not open it.
@@ -148,8 +147,8 @@ export class Vault implements AsyncDisposable {
   }
 
   /**
-   * As `open`, also for a vault whose `vault.json` is lost. Its identity then comes from a copy with a
-   * sound checksum and the vault id that the frames name. Nothing is written before `repair`.
+   * As `open`, also for a vault whose `vault.json` is lost and has a sound copy. Nothing is written
+   * before `repair`.
    *
    * @throws as `open`; `DAMAGED` if there is no such copy.
    */
@@ -170,8 +169,8 @@ export class Vault implements AsyncDisposable {
   }
 
   /**
-   * Parameters for a vault to which this one is copied. Chunks then have the same borders and, if
-   * neither is encrypted, the same digests: a copy reads only what that vault lacks.
+   * Parameters for a vault to which this one is copied: a copy then reads only what that vault
+   * lacks.
    */
   get parameters(): VaultParameters {
     return parametersOf(this.#context.document);
@@ -231,7 +230,7 @@ export class Vault implements AsyncDisposable {
 
   /**
    * Keeps a point from being pruned, until `untilMs` (ms since 1970) or for good. A pin of the same
-   * name on the point is replaced. It needs no writer lease.
+   * name is replaced.
    *
    * @throws `DISK_NOT_FOUND`, `POINT_NOT_FOUND`, `INVALID_ARGUMENT`.
    */
@@ -259,8 +258,8 @@ export class Vault implements AsyncDisposable {
   }
 
   /**
-   * Puts a label on a point, in place of the one that it has; an empty text removes it. A label
-   * does not keep a point from being pruned, and goes with it. It needs no writer lease.
+   * Puts a label on a point; an empty text removes it. A label does not keep a point from being
+   * pruned.
    *
    * @throws `DISK_NOT_FOUND`, `POINT_NOT_FOUND`, `INVALID_ARGUMENT`.
    */
@@ -370,8 +369,8 @@ export class Vault implements AsyncDisposable {
   }
 
   /**
-   * Opens an instant target: a disk that begins as a point and becomes a local image while it runs. See
-   * `Instant`. It is closed with the vault at the latest. One that exists is opened without the store.
+   * Opens an instant target: a disk that begins as a point and becomes a local image while it runs.
+   * See `Instant`. One that exists is opened without the store.
    *
    * @throws `DISK_NOT_FOUND`, `POINT_NOT_FOUND`, `INVALID_ARGUMENT` (the image is of another point),
    * `TARGET_EXISTS`, `WRITER_ACTIVE`, `ACCESS_REFUSED`, `NO_SPACE`, `TARGET_FAILED`, `DAMAGED`.
@@ -451,7 +450,7 @@ export class Vault implements AsyncDisposable {
 
   /**
    * Scrubs: proves the points that were proved longest ago, within a quota, and heals what can be
-   * healed. The next pass goes on where this one ends. One pass at a time. Damage is in the summary.
+   * healed. One pass at a time. Damage is in the summary.
    *
    * @throws `INTERRUPTED` and the errors of the store.
    */

@@ -41,24 +41,19 @@ export interface Volume {
   sizeBytes(): Promise<number>;
   /**
    * Fills `into` from byte `offset`; the range lies inside the volume. `into` is a view of shared
-   * memory that the caller owns: the volume keeps no reference to it after the promise has settled.
-   * Errors: SOURCE_UNREADABLE, SOURCE_SHRUNK.
+   * memory and the caller's. Errors: SOURCE_UNREADABLE, SOURCE_SHRUNK.
    */
   read(offset: number, into: Uint8Array): Promise<void>;
   /**
    * File descriptor at which pread(2) reads what `read` reads, if there is one. Worker threads then
-   * read for themselves, which saves two hand-overs a slab; `read` is called only for what they
-   * could not read.
+   * read for themselves.
    */
   readonly descriptor?: number | undefined;
-  /**
-   * Given each read that a thread makes at `descriptor`, and gives it back. A wrapper that watches how
-   * long a source takes learns of these reads here.
-   */
+  /** Given each read that a thread makes at `descriptor`, and gives it back. */
   reading?<Result>(work: Promise<Result>): Promise<Result>;
   /**
-   * Called once for each range that was read at `descriptor`: corrects what `read` would have
-   * returned differently. Returns whether it changed anything.
+   * Called once for each range that was read at `descriptor`: corrects it to what `read` returns.
+   * Returns whether it changed anything.
    */
   amend?(offset: number, into: Uint8Array): boolean | Promise<boolean>;
   /**
@@ -82,14 +77,10 @@ export interface Volume {
 /** A list of the changes since a point. `ChangeTracker` implements it. */
 export interface ChangeSource {
   /**
-   * Id of the point since which the list holds all changes. The list is not used while another
-   * point is the disk's newest.
+   * Id of the point since which the list holds all changes. Not used while another point is newest.
    */
   readonly since: string | undefined;
-  /**
-   * The extents that may have changed, sorted and disjoint. Called when a cycle begins, whether it
-   * uses the list or not. Later changes belong to the next list.
-   */
+  /** The extents that may have changed, sorted and disjoint. Called when a cycle begins. */
   begin(): Iterable<Extent> | AsyncIterable<Extent>;
   /** The cycle has committed the point with this id. */
   committed(point: string): void;

@@ -3,8 +3,8 @@
  * declarations of the 300 modules of the source take twice the room, and describe internals that no consumer can import.
  *
  * Declarations follow from the text of a module alone (`isolatedDeclarations`), so nothing is type-checked for them. What no entry
- * exports, or `tidemark/internal` alone, has no comments: consumers cannot name it, or are promised nothing. Members that are marked
- * `@internal`, above all constructors that only the engine calls, are left out with the types that only they name.
+ * exports has no comments: consumers cannot name it. Members that are marked `@internal`, above all constructors that only the engine
+ * calls, are left out with the types that only they name.
  */
 import { readFileSync } from "node:fs";
 import { dirname, resolve } from "node:path";
@@ -31,21 +31,53 @@ const declarations = {
   },
 };
 
-/** Removes the comments of declarations that no entry exports, and what a module says of itself. */
+/** A comment with its paragraphs on one line each. Examples and lists stay as they are. */
+const unwrapped = (comment) =>
+  comment
+    .split("```")
+    .map((part, index) => (index % 2 === 1 ? part : part.replace(/(?<=\S)\n\s*\* (?=[^\s@*|-])/g, " ")))
+    .join("```")
+    .replace(/^(.*)\n\s*\*\/$/, "$1 */");
+
+const nameOf = (statement) => statement.name?.text ?? statement.declarationList?.declarations[0]?.name?.text;
+const isType = (statement) => ts.isInterfaceDeclaration(statement) || ts.isTypeAliasDeclaration(statement);
+
+/**
+ * Removes the comments of declarations that no entry exports, and what a module says of itself. What is exported under its own name says
+ * so where it stands, not in a list at the end.
+ */
 const ownComments = {
   name: "own-comments",
   generateBundle(_, chunks) {
-    const promised = Object.values(chunks).filter(({ isEntry, name }) => isEntry && !name.endsWith("/internal"));
-    const exported = new Set(promised.flatMap((chunk) => chunk.exports));
+    const doors = Object.values(chunks).filter(({ isEntry }) => isEntry);
+    const exported = new Set(doors.flatMap((chunk) => chunk.exports));
     for (const chunk of Object.values(chunks)) {
-      const { statements } = ts.createSourceFile(chunk.fileName, chunk.code, ts.ScriptTarget.Latest);
+      const source = ts.createSourceFile(chunk.fileName, chunk.code, ts.ScriptTarget.Latest);
+      const { statements } = source;
+      const lists = statements.filter((one) => ts.isExportDeclaration(one) && one.moduleSpecifier === undefined);
+      const inPlace = new Set();
+      for (const { isTypeOnly, exportClause } of lists)
+        for (const { name, propertyName } of exportClause.elements) {
+          const declared = statements.filter((one) => nameOf(one) === name.text);
+          if (propertyName === undefined && declared.length > 0 && (!isTypeOnly || declared.every(isType)))
+            inPlace.add(name.text);
+        }
       const texts = statements.map((statement) => {
-        const { text: name } = statement.name ?? statement.declarationList?.declarations[0]?.name ?? {};
-        const own = ts.getLeadingCommentRanges(chunk.code, statement.pos)?.at(-1)?.pos ?? statement.pos;
-        const text = chunk.code.slice(own, statement.end).trimStart();
+        if (lists.includes(statement)) {
+          const rest = statement.exportClause.elements.filter(({ name }) => !inPlace.has(name.text));
+          return rest.length === 0
+            ? "export {};"
+            : `export ${statement.isTypeOnly ? "type " : ""}{ ${rest.map((one) => one.getText(source)).join(", ")} };`;
+        }
+        const name = nameOf(statement);
+        const start = statement.getStart(source);
+        const own = ts.getLeadingCommentRanges(chunk.code, statement.pos)?.at(-1)?.pos ?? start;
+        const code = chunk.code.slice(start, statement.end);
+        const declaration = inPlace.has(name) ? `export ${code.replace(/^declare /, "")}` : code;
+        const text = chunk.code.slice(own, start).trimStart() + declaration;
         return name === undefined || exported.has(name) ? text : text.replace(/^[ \t]*\/\*[^]*?\*\/[ \t]*\n/gm, "");
       });
-      chunk.code = `${texts.join("\n")}\n`;
+      chunk.code = `${texts.join("\n")}\n`.replace(/\/\*\*[^]*?\*\//g, unwrapped);
     }
   },
 };

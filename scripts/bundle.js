@@ -1,11 +1,15 @@
 /**
  * The JavaScript that ships: a few files instead of the 300 modules of the source, because a command
- * that loads one file starts twice as fast. Every file that package.json names is an entry; what
- * several entries need lies in `dist/shared`. Dependencies stay imports. The page of the dashboard is
- * one file for browsers, with what stands beside its source.
+ * that loads one file starts twice as fast. Every file that package.json names is an entry; all else
+ * lies in `dist/shared`. Dependencies stay imports. The page of the dashboard is one file for
+ * browsers, with what stands beside its source.
+ *
+ * A module lies in the first chunk that needs it from its beginning. What is loaded on demand lies
+ * together by folder. Every chunk names what it takes from others and gives them, so fewer chunks
+ * are a smaller package.
  */
-import { cpSync, readdirSync, readFileSync } from "node:fs";
-import { dirname } from "node:path";
+import { readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { dirname, relative, resolve } from "node:path";
 import { rolldown } from "rolldown";
 
 const { exports, imports, bin } = JSON.parse(readFileSync("package.json", "utf8"));
@@ -16,11 +20,43 @@ const entries = [...doors, ...Object.values(imports), ...Object.values(bin)]
 
 const isPage = (name) => name.endsWith("/page");
 
+/** Chunks by the modules that load them, the most frugal first: a thread, a program that embeds the engine, a command. */
+const chunks = {
+  thread: ["engine/pipeline/worker.ts"],
+  library: ["engine/index.ts", "engine/internal.ts", "sink/index.ts"],
+  kit: ["sink/testing.ts"],
+  program: ["cli/program.ts"],
+  files: ["cli/agent/config-file.ts", "cli/plan/plan-file.ts"],
+};
+/** Whether a file works when it is loaded, so that no other chunk may contain it. */
+const isStarted = (path) => entries.some((name) => path === `${name}.ts` && !doors.includes(`./dist/${name}.js`));
+
+/** Per chunk: all modules that its own import, directly and not on demand. */
+const loaded = new Map();
+
+function loadedBy(paths, graph) {
+  const found = new Set(paths.map((path) => resolve(path)));
+  for (const id of found) for (const next of graph.getModuleInfo(id)?.importedIds ?? []) found.add(next);
+  return found;
+}
+
+function chunkOf(id, graph) {
+  const path = relative("", id);
+  if (isStarted(path)) return null;
+  for (const [name, paths] of Object.entries(chunks)) {
+    if (!loaded.has(name)) loaded.set(name, loadedBy(paths, graph));
+    if (loaded.get(name).has(id)) return name;
+  }
+  const [wing, room] = path.split("/");
+  return wing === "cli" ? room : wing;
+}
+
 const bundle = await rolldown({
   input: Object.fromEntries(entries.filter((name) => !isPage(name)).map((name) => [name, `${name}.ts`])),
   platform: "node",
   tsconfig: false,
   transform: { target: "node20.19" },
+  preserveEntrySignatures: "allow-extension",
   // The helpers of `await using`, which Node 20 does not have, are the only foreign code inside.
   external: (id) => /^[^./]/.test(id) && !id.startsWith("@oxc-project/runtime"),
 });
@@ -28,6 +64,7 @@ await bundle.write({
   dir: "dist",
   entryFileNames: "[name].js",
   chunkFileNames: "shared/[name].js",
+  codeSplitting: { groups: [{ name: chunkOf, debugName: "chunks", includeDependenciesRecursively: false }] },
   // Classes keep their names, and with them the methods in a stack trace. A build with `sourcemap: true` tells functions and lines.
   minify: {
     compress: { keepNames: { function: false, class: true } },
@@ -38,11 +75,18 @@ await bundle.write({
 });
 await bundle.close();
 
+/** A style sheet or a page without its comments and indentation. */
+const packed = (text) =>
+  text
+    .replace(/\/\*[^]*?\*\/|<!--[^]*?-->/g, "")
+    .replace(/\s*\n\s*/g, "\n")
+    .replace(/(?<=[;{},])\n|\n(?=})/g, "");
+
 for (const name of entries.filter(isPage)) {
   const page = await rolldown({ input: `${name}.ts`, platform: "browser", tsconfig: false });
   await page.write({ file: `dist/${name}.js`, minify: true });
   await page.close();
   const folder = dirname(name);
   for (const file of readdirSync(folder).filter((other) => /\.(html|css|svg)$/.test(other)))
-    cpSync(`${folder}/${file}`, `dist/${folder}/${file}`);
+    writeFileSync(`dist/${folder}/${file}`, packed(readFileSync(`${folder}/${file}`, "utf8")));
 }

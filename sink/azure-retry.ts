@@ -26,16 +26,16 @@ export interface RetryOptions {
    */
   readonly firstContactToleranceMs?: number | undefined;
   /**
-   * Deadline of a request: this plus `deadlinePerMiBMs` per MiB moved, at most two minutes. An
-   * answer of unknown length has begun within this time. Default: 10 s.
+   * Deadline of a request: this plus `deadlinePerMiBMs` per MiB moved, at most two minutes.
+   * Default: 10 s.
    */
   readonly deadlineBaseMs?: number | undefined;
   /** Default: 5 s. */
   readonly deadlinePerMiBMs?: number | undefined;
-  /** Source of jitter in [0, 1). */
+  /** @internal Source of jitter in [0, 1). */
   readonly random?: (() => number) | undefined;
   /**
-   * Called when the server answers with an internal error. An error that it returns ends the call
+   * @internal Called when the server answers with an internal error. An error that it returns ends the call
    * in place of the server's.
    */
   readonly explain?: (() => Promise<TidemarkError | undefined>) | undefined;

@@ -40,7 +40,7 @@ import { checkInstalled } from "./optional-package.ts";
 /** Options of `Azurite.start`. */
 export interface AzuriteOptions {
   readonly signal?: AbortSignal | undefined;
-  /** A host that has not answered for this long counts as dead. Default: 10 s. */
+  /** @internal A host that has not answered for this long counts as dead. Default: 10 s. */
   readonly frozenAfterMs?: number | undefined;
 }
 

@@ -67,7 +67,7 @@ const restoreAttemptsMax = 100;
 /** Options of `DirectorySink.open`. */
 export interface DirectorySinkOptions {
   /**
-   * Milliseconds since 1970: leases expire and versions are dated by it. Default: the system's
+   * @internal Milliseconds since 1970: leases expire and versions are dated by it. Default: the system's
    * clock.
    */
   readonly clock?: (() => number) | undefined;

@@ -64,10 +64,7 @@ export interface PlannedFault {
   readonly fault: Fault;
 }
 
-/**
- * Stands for the death of the process. It is no TidemarkError, so the engine cannot mistake it for
- * an answer of the store.
- */
+/** Stands for the death of the process; no TidemarkError, so that it is no answer of the store. */
 export class CrashError extends Error {
   override readonly name = "CrashError";
 }

@@ -92,10 +92,7 @@ export class MemorySnapshot {
 export class MemoryStore {
   /** Undefined until a sink creates the container. Only `MemorySink` touches it. @internal */
   objects: Map<string, Stored> | undefined;
-  /**
-   * Every path before a slash of a name so far. As in a file system, a folder stays when its
-   * objects are deleted.
-   */
+  /** Every path before a slash of a name so far. */
   readonly folders: Set<string> = new Set<string>();
   /** Only grows, also over `restore`, so that no ETag is used twice. */
   #etags = 0;

@@ -10,8 +10,10 @@
  * so no error repeats its query. The Azure packages are optional and loaded when an address needs
  * them.
  */
+
 import type { Sink } from "../engine/index.ts";
-import { SinkDecorator, TidemarkError, throwIfAborted } from "../engine/index.ts";
+import { TidemarkError, throwIfAborted } from "../engine/index.ts";
+import { SinkDecorator } from "../engine/internal.ts";
 import type { AzureSinkOptions } from "./azure-options.ts";
 import { Azurite } from "./azurite.ts";
 import { developmentAccount, developmentKey } from "./azurite-state.ts";
@@ -48,7 +50,7 @@ export interface AzureCredentials {
   readonly accountKey?: string | undefined;
   /**
    * The portal's `AccountName=…;AccountKey=…;…`, or one with SharedAccessSignature. Its endpoints
-   * are ignored: the vault's URL names the endpoint.
+   * are ignored.
    */
   readonly connectionString?: string | undefined;
   /**
@@ -76,8 +78,7 @@ const memoryStores = new Map<string, MemoryStore>();
 
 /**
  * Opens the sink that the address `spec` names. The server of `azurite:DIR` runs until the sink is
- * disposed of. For the other forms no request is sent: the first call shows whether the store is
- * there.
+ * disposed of. For the others no request is sent.
  *
  * @throws TidemarkError INVALID_ARGUMENT; ACCESS_REFUSED: a secret would be sent over plain http;
  * UNSUPPORTED: an optional package is not installed;
@@ -232,8 +233,8 @@ async function accessTo(
 }
 
 /**
- * A SAS with which another machine opens the container at `spec`: the one in the address, or one that
- * the account key makes and that ends at `untilMs`. Undefined: the store takes no credentials.
+ * A SAS with which another machine opens the container at `spec`, until `untilMs`. Undefined: the
+ * store takes no credentials.
  *
  * @throws TidemarkError INVALID_ARGUMENT where there is neither.
  */

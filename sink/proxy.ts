@@ -8,8 +8,7 @@ export interface ProxyOptions {
   /** `http://[USER:PASSWORD@]HOST:PORT`, or https. */
   readonly url: string;
   /**
-   * Hosts reached directly: `host`, `host:port`, `.suffix`, `*.suffix` or `*`. Loopback addresses
-   * always are.
+   * Hosts reached directly: `host`, `host:port`, `.suffix`, `*.suffix` or `*`. Loopback addresses always are.
    */
   readonly bypass?: readonly string[] | undefined;
   /** What set it, for messages: the name of an environment variable, for example. */

@@ -9,17 +9,12 @@
  *
  * Each target is compared with the disk that it stands for.
  */
+
 import { randomFillSync } from "node:crypto";
 import { open, rm } from "node:fs/promises";
 import { join } from "node:path";
-import {
-  type BlockDevice,
-  FileVolume,
-  type Protection,
-  type Sink,
-  type SourceSite,
-  Vault,
-} from "../../engine/index.ts";
+import { type BlockDevice, FileVolume, type Protection, type Sink, Vault } from "../../engine/index.ts";
+import { type SourceSite } from "../../engine/internal.ts";
 import { imageFacts, rangeBytes } from "../image.ts";
 import { onDemandMs, policyOf } from "../live/orders.ts";
 import { peakRssBytes } from "../machine.ts";

@@ -12,7 +12,7 @@ import type { Environment } from "../settings.ts";
 import { type AgentConfig, configError, formatFault } from "./config.ts";
 import { loadConfig } from "./config-file.ts";
 import { type ControlTarget, createControlServer, createMonitoringServer } from "./control-server.ts";
-import type { Dashboard } from "./dashboard/dashboard.ts";
+import { Dashboard } from "./dashboard/dashboard.ts";
 import { FailoverRuns } from "./failover-runs.ts";
 import { type ClaimedSocket, claimSocket } from "./listen.ts";
 import type { Log } from "./log.ts";
@@ -204,10 +204,8 @@ export class Agent implements AsyncDisposable {
     this.#log.write("info", `metrics on ${formatListen(metrics.listen)}`);
   }
 
-  /** The page is loaded only where it is served. */
   async #openDashboard({ dashboard }: AgentConfig, clock: Clock): Promise<void> {
     if (dashboard === undefined) return;
-    const { Dashboard } = await import("./dashboard/dashboard.ts");
     this.#dashboard = await Dashboard.start(dashboard, { target: this.#target(), clock });
     this.#log.write("info", `dashboard on ${this.#dashboard.url}`);
   }

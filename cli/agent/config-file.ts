@@ -17,6 +17,7 @@ import type { Environment } from "../settings.ts";
 import type { AgentConfig, DiskConfig, ListenConfig, LoadedConfig, PolicyConfig, VaultConfig } from "./config.ts";
 import { ConfigDocument, type Path } from "./config-document.ts";
 import { checkCopies, judgeCopies } from "./copy-checks.ts";
+import { meant } from "./fields.ts";
 import { controlSocketDefault } from "./listen.ts";
 import { type Judge, resolveDashboard, resolveMetrics, resolveNotify } from "./monitoring-checks.ts";
 import { readOwnFile } from "./own-file.ts";
@@ -35,7 +36,6 @@ import {
   checkVault,
   type DiskEntry,
   type LoggingEntry,
-  nearest,
 } from "./schema.ts";
 
 /** Reads and checks the file. Errors: INVALID_ARGUMENT when it cannot be read at all. */
@@ -125,16 +125,11 @@ class Checker {
 
   #refuseUnknownSections(sections: ReadonlyMap<string, unknown>): void {
     const known = ["vaults", "policies", "disks", "copies", "control", "logging", "metrics", "dashboard", "notify"];
-    for (const name of sections.keys()) {
-      const meant = nearest(name, known);
-      if (!known.includes(name))
-        this.#document.faultAtKey(
-          [],
-          name,
-          `${name} is no section`,
-          meant === undefined ? `the sections are ${known.join(", ")}` : `did you mean ${meant}?`,
-        );
-    }
+    for (const name of sections.keys())
+      if (!known.includes(name)) {
+        const remedy = meant(name, known, `the sections are ${known.join(", ")}`);
+        this.#document.faultAtKey([], name, `${name} is no section`, remedy);
+      }
     for (const name of ["vaults", "policies", "disks"]) {
       if (!sections.has(name)) this.#document.fault([], `the section ${name} is missing`, "add it");
     }
@@ -332,12 +327,8 @@ class Checker {
 
   #judgeName(at: Path, what: string, name: string, known: ReadonlySet<string>): void {
     if (known.has(name)) return;
-    const meant = nearest(name, [...known]);
-    this.#document.fault(
-      at,
-      `the ${what} ${name} is not defined`,
-      meant === undefined ? `define it under ${what === "vault" ? "vaults" : "policies"}` : `did you mean ${meant}?`,
-    );
+    const remedy = meant(name, [...known], `define it under ${what === "vault" ? "vaults" : "policies"}`);
+    this.#document.fault(at, `the ${what} ${name} is not defined`, remedy);
   }
 
   #resolveListen(at: Path, entry: DiskEntry): ListenConfig | undefined {

@@ -12,8 +12,8 @@
  *     POST /v1/stop    {drain?: true}                        {stopped: true}, after the last points; then the agent ends
  *                      {disk|group, drain?: true}            StopSummary, likewise; the agent goes on
  *     PUT  /v1/limit   {vault, bytesPerSecond}               likewise; a number, "off", or null: as the configuration says
- *     GET  /v1/failover                                      {runs: [RunSummary]} of all vaults; /v1/failover/RUN: one
- *     POST /v1/failover {verb, run, …}                       RunDone; the verbs and their fields are in failover-runs.ts
+ *     GET  /v1/failover                                      {runs: [RunSummary], plans: [PlanRunSummary]}; /v1/failover/RUN: one
+ *     POST /v1/failover {verb, run|plan|disks, …}            RunDone or PlanRunDone; the verbs and their fields are in failover-verbs.ts
  *     GET  /v1/jobs                                          {jobs: [JobSummary]}
  *     GET  /metrics                                          Prometheus text
  *     GET  /healthz                                          {health}; 200, or 503 when it is Critical
@@ -135,7 +135,7 @@ export const controlRoutes: readonly Route<ControlTarget>[] = [
   {
     method: "GET",
     path: "/v1/failover",
-    answer: async ({ failovers }, { signal }) => ({ json: { runs: await failovers.list(signal) } }),
+    answer: async ({ failovers }, { signal }) => ({ json: await failovers.list(signal) }),
   },
   {
     method: "GET",

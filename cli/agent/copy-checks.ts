@@ -5,6 +5,7 @@ import {
   type Field,
   isWritten,
   list,
+  meant,
   optional,
   type Path,
   report,
@@ -12,7 +13,7 @@ import {
   text,
   withDefault,
 } from "./fields.ts";
-import { type Checked, check, type DiskEntry, duration, meant, nearest, retention } from "./schema.ts";
+import { type Checked, check, type DiskEntry, duration, retention } from "./schema.ts";
 
 /** One entry of `copies`. Times in milliseconds. */
 export interface CopyConfig {
@@ -35,18 +36,15 @@ const minute = 60_000;
 const day = 24 * 60 * minute;
 
 const copiesSchema: Field<readonly CopyConfig[]> = list(
-  section(
-    {
-      from: text,
-      to: text,
-      disks: optional(list(text)),
-      points: withDefault(points, "latest"),
-      every: withDefault(duration({ min: minute, max: 30 * day, example: "15m" }), "15m"),
-      recoveryPointRetention: withDefault(retention, "off"),
-      recoveryPointThreshold: optional(duration({ min: minute, max: 365 * day, example: "1h" })),
-    },
-    meant,
-  ),
+  section({
+    from: text,
+    to: text,
+    disks: optional(list(text)),
+    points: withDefault(points, "latest"),
+    every: withDefault(duration({ min: minute, max: 30 * day, example: "15m" }), "15m"),
+    recoveryPointRetention: withDefault(retention, "off"),
+    recoveryPointThreshold: optional(duration({ min: minute, max: 365 * day, example: "1h" })),
+  }),
 );
 
 export const checkCopies = (value: unknown): Checked<readonly CopyConfig[]> => check(copiesSchema, value ?? []);
@@ -82,23 +80,21 @@ export function judgeCopies(
   for (const [index, copy] of copies.entries()) {
     const at: Path = ["copies", index];
     for (const side of ["from", "to"] as const) {
-      const near = nearest(copy[side], [...vaults]);
       if (!vaults.has(copy[side]))
         fault(
           [...at, side],
           `the vault ${copy[side]} is not defined`,
-          near === undefined ? "define it under vaults" : `did you mean ${near}?`,
+          meant(copy[side], [...vaults], "define it under vaults"),
         );
     }
     if (copy.from === copy.to) fault([...at, "to"], "both vaults of the copy are the same", "name another vault");
     for (const [place, name] of (copy.disks ?? []).entries()) {
       const known = disksOfCopy({ ...copy, disks: undefined }, disks.values());
-      const near = nearest(name, known);
       if (!known.includes(name.normalize("NFC")))
         fault(
           [...at, "disks", place],
           `no disk ${name} is protected in the vault ${copy.from}`,
-          near === undefined ? "name disks of this file" : `did you mean ${near}?`,
+          meant(name, known, "name disks of this file"),
         );
     }
     for (const name of disksOfCopy(copy, disks.values())) {

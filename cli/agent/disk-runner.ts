@@ -15,10 +15,9 @@ import {
   type HealthLevel,
   type PointSummary,
   type ProtectionStatus,
-  type RestingImage,
   TidemarkError,
 } from "../../engine/index.ts";
-import { formatListen } from "../../engine/internal.ts";
+import { formatListen, type RestingImage } from "../../engine/internal.ts";
 import { errorReport } from "../errors.ts";
 import { formatBytes } from "../quantities.ts";
 import type { DiskConfig, PolicyConfig, VaultConfig } from "./config.ts";

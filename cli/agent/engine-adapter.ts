@@ -2,6 +2,7 @@
  * Adapter from the agent's ports to the engine: vaults with their stores and bandwidth limits,
  * protections, NBD servers.
  */
+
 import { readFile } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
 import {
@@ -24,8 +25,8 @@ import {
   TidemarkError,
   Vault,
   type VaultStats,
-  weekdays,
 } from "../../engine/index.ts";
+import { weekdays } from "../../engine/internal.ts";
 import { openSink } from "../../sink/index.ts";
 import { refuseEmptyImage } from "../commands/context.ts";
 import { withoutSecrets } from "../errors.ts";
@@ -42,6 +43,7 @@ import type {
   DiskHealth,
   EngineAdapter,
   FailoverPort,
+  PlanPort,
   ProtectionPort,
   ProtectOptions,
   ServerPort,
@@ -235,6 +237,10 @@ class EngineVault implements VaultPort {
 
   get failovers(): FailoverPort {
     return this.#vault.failovers;
+  }
+
+  get plans(): PlanPort {
+    return this.#vault.plans;
   }
 
   setLimit(bytesPerSecond: number | undefined): void {

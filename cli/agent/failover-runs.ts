@@ -7,14 +7,14 @@
  * all of them. A request works on its run until the run waits; if its client disconnects, the job is
  * suspended.
  */
-import type { JobSummary, RunSummary } from "../../engine/index.ts";
+import type { FailoverOptions, JobSummary, PlanRunSummary, RunSummary } from "../../engine/index.ts";
 import { TidemarkError } from "../../engine/index.ts";
 import { agentSource } from "../agent-source.ts";
 import { errorReport } from "../errors.ts";
-import { parseDuration } from "../quantities.ts";
-import type { Environment } from "../settings.ts";
+import { definedIn, type Environment } from "../settings.ts";
+import { carryOutVerb, type RunPorts, type VerbDone, type VerbFields } from "./failover-verbs.ts";
 import { PeriodicTask } from "./periodic-task.ts";
-import type { Clock, DiskEvent, FailoverPort } from "./ports.ts";
+import type { Clock, DiskEvent, VaultPort } from "./ports.ts";
 import type { Supervisor } from "./supervisor.ts";
 
 export interface FailoverRunsParts {
@@ -27,66 +27,7 @@ export interface FailoverRunsParts {
 const lookEveryMs = 60_000;
 const firstAfterMs = 5_000;
 
-type Options = Parameters<FailoverPort["carryOutDue"]>[0];
-type Fields = Readonly<Record<string, unknown>>;
-
-/** A verb of the API: its fields besides `verb`, `vault` and `run`, and what it does. */
-interface Verb {
-  readonly fields: readonly string[];
-  readonly work: (runs: FailoverPort, run: string, read: FieldReader, options: Options) => Promise<RunSummary>;
-}
-
-const startFields = ["disks", "group", "to", "point", "check", "shutdown", "ttl", "note", "commit", "socket"] as const;
-
-const verbs: Readonly<Record<string, Verb>> = {
-  test: { fields: startFields, work: async (runs, _, read, options) => await runs.start(read.start("test", options)) },
-  planned: {
-    fields: startFields,
-    work: async (runs, _, read, options) => await runs.start(read.start("planned", options)),
-  },
-  unplanned: {
-    fields: startFields,
-    work: async (runs, _, read, options) => await runs.start(read.start("unplanned", options)),
-  },
-  "change-point": {
-    fields: ["point"],
-    work: async (runs, run, read, options) =>
-      await runs.changePoint({ ...options, run, point: read.text("point") ?? "latest" }),
-  },
-  commit: {
-    fields: ["discardPoints"],
-    work: async (runs, run, read, options) =>
-      await runs.commit({ ...options, run, discardPoints: read.flag("discardPoints") }),
-  },
-  cancel: { fields: [], work: async (runs, run, _, options) => await runs.cancel({ ...options, run }) },
-  cleanup: {
-    fields: ["note"],
-    work: async (runs, run, read, options) => await runs.cleanup({ ...options, run, note: read.text("note") }),
-  },
-  reprotect: {
-    fields: ["listen"],
-    work: async (runs, run, read, options) => await runs.reprotect({ ...options, run, listen: read.text("listen") }),
-  },
-  failback: {
-    fields: ["to", "socket", "shutdown", "note", "commit"],
-    work: async (runs, run, read, options) =>
-      await runs.failback({
-        ...options,
-        run,
-        to: read.texts("to") ?? [],
-        source: read.source(),
-        shutdown: read.text("shutdown"),
-        note: read.text("note"),
-        ending: read.ending(),
-      }),
-  },
-  "complete-migration": {
-    fields: [],
-    work: async (runs, run, _, options) => await runs.completeMigration({ ...options, run }),
-  },
-  resume: { fields: [], work: async (runs, run, _, options) => await runs.resume({ ...options, run }) },
-  "cancel-job": { fields: [], work: async (runs, run, _, options) => await runs.cancelJob({ ...options, run }) },
-};
+type OfVault<Item> = Item & { readonly vault: string };
 
 export class FailoverRuns {
   readonly #parts: FailoverRunsParts;
@@ -109,7 +50,7 @@ export class FailoverRuns {
     const { supervisor, onEvent } = this.#parts;
     try {
       await supervisor.useVault(vault, signal, async ({ failovers }) => {
-        const ended = await this.#unserved(signal, async (options) => await failovers.carryOutDue(options));
+        const ended = await this.#unserved(vault, signal, async (options) => await failovers.carryOutDue(options));
         for (const run of ended)
           onEvent({ kind: "state", disk: "", message: `run ${run} has been ended, as it was told to` });
         const runs = await failovers.list(signal);
@@ -125,29 +66,36 @@ export class FailoverRuns {
     }
   }
 
-  /** The runs of all vaults, newest first in each. */
-  async list(signal: AbortSignal): Promise<readonly (RunSummary & { readonly vault: string })[]> {
-    return await this.#ofAll(signal, async (runs) => await runs.list(signal));
+  /** The runs of disks, and those of plans, of all vaults, newest first in each. */
+  async list(signal: AbortSignal): Promise<{
+    readonly runs: readonly OfVault<RunSummary>[];
+    readonly plans: readonly OfVault<PlanRunSummary>[];
+  }> {
+    return {
+      runs: await this.#ofAll(signal, async ({ failovers }) => await failovers.list(signal)),
+      plans: await this.#ofAll(signal, async ({ plans }) => await plans.list({ signal })),
+    };
   }
 
   /** The jobs of all vaults, newest first in each. */
-  async jobs(signal: AbortSignal): Promise<readonly (JobSummary & { readonly vault: string })[]> {
-    return await this.#ofAll(signal, async (runs) => await runs.jobs(signal));
+  async jobs(signal: AbortSignal): Promise<readonly OfVault<JobSummary>[]> {
+    return await this.#ofAll(signal, async (vault) => await jobsOf(vault, signal));
   }
 
   /** Errors: INVALID_ARGUMENT when no vault of the agent has the run. */
-  async show(run: string, signal: AbortSignal): Promise<RunSummary & { readonly vault: string }> {
+  async show(run: string, signal: AbortSignal): Promise<OfVault<RunSummary | PlanRunSummary>> {
     const { supervisor } = this.#parts;
     const vaults = [...supervisor.config.vaults.keys()];
-    const absent = new TidemarkError(
-      "INVALID_ARGUMENT",
+    const absent = wrong(
       `no vault of the agent holds a failover run ${JSON.stringify(run)}`,
-      { remedy: "`tidemark failover list` shows the runs of a vault" },
+      "`tidemark failover list` shows the runs of a vault",
     );
     // The vault that has the run answers for all, also while another one is away.
     const asked = vaults.map(async (vault) => {
-      const runs = await supervisor.useVault(vault, signal, async ({ failovers }) => await failovers.list(signal));
-      const found = runs.find((candidate) => candidate.run === run);
+      const found = await supervisor.useVault(vault, signal, async ({ failovers, plans }) => {
+        if (await plans.has(run, signal)) return await plans.show(run, signal);
+        return (await failovers.list(signal)).find((candidate) => candidate.run === run);
+      });
       if (found === undefined) throw absent;
       return { ...found, vault };
     });
@@ -158,21 +106,16 @@ export class FailoverRuns {
   }
 
   /** Carries out a verb, and gives what has become of the run. Errors: INVALID_ARGUMENT, those of the verb. */
-  async operate(fields: Fields, signal: AbortSignal): Promise<RunSummary> {
-    const read = new FieldReader(fields);
-    const name = read.text("verb") ?? "";
-    const verb = Object.hasOwn(verbs, name) ? verbs[name] : undefined;
-    if (verb === undefined)
-      throw wrong(`${JSON.stringify(name)} is no verb`, `give one of ${Object.keys(verbs).join(", ")}`);
-    read.refuseOthers(["verb", "vault", "run", ...verb.fields]);
-    const run = read.text("run") ?? "";
-    const vault = read.text("vault") ?? (run === "" ? this.#onlyVault() : (await this.show(run, signal)).vault);
+  async operate({ vault: named, ...fields }: VerbFields, signal: AbortSignal): Promise<VerbDone> {
+    const { run } = fields;
+    if (named !== undefined && typeof named !== "string") throw wrong("vault is no text", "give it as text");
+    const vault = named ?? (typeof run === "string" ? (await this.show(run, signal)).vault : this.#onlyVault());
     try {
       return await this.#parts.supervisor.useVault(
         vault,
         signal,
-        async ({ failovers }) =>
-          await this.#unserved(signal, async (options) => await verb.work(failovers, run, read, options)),
+        async (port) =>
+          await this.#unserved(vault, signal, async (options) => await carryOutVerb(port, fields, options)),
       );
     } finally {
       // Also a verb that failed may have released a run.
@@ -187,12 +130,12 @@ export class FailoverRuns {
 
   async #ofAll<Item>(
     signal: AbortSignal,
-    ask: (runs: FailoverPort) => Promise<readonly Item[]>,
-  ): Promise<(Item & { readonly vault: string })[]> {
+    ask: (vault: VaultPort) => Promise<readonly Item[]>,
+  ): Promise<OfVault<Item>[]> {
     const { supervisor } = this.#parts;
-    const found: (Item & { readonly vault: string })[] = [];
+    const found: OfVault<Item>[] = [];
     for (const vault of supervisor.config.vaults.keys()) {
-      const items = await supervisor.useVault(vault, signal, async ({ failovers }) => await ask(failovers));
+      const items = await supervisor.useVault(vault, signal, ask);
       found.push(...items.map((item) => ({ ...item, vault })));
     }
     return found;
@@ -204,106 +147,43 @@ export class FailoverRuns {
     throw wrong("no vault is named, and the agent has several", "name one of them in vault");
   }
 
-  /** Runs that `work` has to change are not served until it is over. */
-  async #unserved<Result>(signal: AbortSignal, work: (options: Options) => Promise<Result>): Promise<Result> {
-    const { served } = this.#parts.supervisor;
-    const released: string[] = [];
+  /** Runs that `work` has to change are not served until it is over, or wants them to be served. */
+  async #unserved<Result>(
+    vault: string,
+    signal: AbortSignal,
+    work: (options: FailoverOptions) => Promise<Result>,
+  ): Promise<Result> {
+    const { environment, onEvent, supervisor } = this.#parts;
+    const { served } = supervisor;
+    const released = new Set<string>();
     const release = async (run: string): Promise<void> => {
-      released.push(run);
+      if (released.has(run)) return;
+      released.add(run);
       await served.release(run);
     };
+    const serve = async (run: string, cacheBytes: number): Promise<void> => {
+      if (released.delete(run)) served.resume(run);
+      await served.open(vault, run, { disk: "", cacheBytes, signal });
+    };
     try {
-      return await work({ ...this.#options(signal), server: { release } });
+      return await work({
+        signal,
+        environment: definedIn(environment),
+        openAgent: agentSource,
+        onNotice: ({ code, message }) => onEvent({ kind: "notice", disk: "", code, message }),
+        server: { release },
+        serve,
+      });
     } finally {
       for (const run of released) served.resume(run);
     }
   }
-
-  #options(signal: AbortSignal): Options {
-    const { environment, onEvent } = this.#parts;
-    const defined = Object.entries(environment).filter((entry): entry is [string, string] => entry[1] !== undefined);
-    return {
-      signal,
-      environment: Object.fromEntries(defined),
-      openAgent: agentSource,
-      onNotice: ({ code, message }) => onEvent({ kind: "notice", disk: "", code, message }),
-    };
-  }
 }
 
-/** Reads the fields of a request. Every method throws INVALID_ARGUMENT. */
-class FieldReader {
-  readonly #fields: Fields;
-
-  constructor(fields: Fields) {
-    this.#fields = fields;
-  }
-
-  refuseOthers(names: readonly string[]): void {
-    const unknown = Object.keys(this.#fields).find((name) => !names.includes(name));
-    if (unknown !== undefined)
-      throw wrong(`${unknown} is not a field of this verb`, `its fields are ${names.join(", ")}`);
-  }
-
-  text(name: string): string | undefined {
-    const value = this.#fields[name];
-    if (value === undefined || typeof value === "string") return value;
-    throw wrong(`${name} is no text`, "give it as text");
-  }
-
-  texts(name: string): readonly string[] | undefined {
-    const value = this.#fields[name];
-    if (value === undefined) return undefined;
-    if (Array.isArray(value) && value.every((item) => typeof item === "string")) return value;
-    throw wrong(`${name} is no list of texts`, 'give it as ["…"]');
-  }
-
-  flag(name: string): boolean {
-    const value = this.#fields[name] ?? false;
-    if (typeof value === "boolean") return value;
-    throw wrong(`${name} is neither true nor false`, "give one of them");
-  }
-
-  source(): { readonly kind: "agent"; readonly path: string } | null {
-    const path = this.text("socket");
-    return path === undefined ? null : { kind: "agent", path };
-  }
-
-  ending(): Parameters<FailoverPort["start"]>[0]["ending"] {
-    return parseEnding(this.text("commit") ?? "manual");
-  }
-
-  start(kind: "test" | "planned" | "unplanned", options: Options): Parameters<FailoverPort["start"]>[0] {
-    const ttl = this.text("ttl");
-    const ttlMs = ttl === undefined ? undefined : parseDuration(ttl);
-    if (ttl !== undefined && ttlMs === undefined) throw wrong("ttl is not a duration", "write it as 14d");
-    return {
-      ...options,
-      kind,
-      disks: this.texts("disks"),
-      group: this.text("group"),
-      to: this.text("to") ?? "",
-      point: this.text("point"),
-      check: this.text("check"),
-      shutdown: this.text("shutdown"),
-      source: this.source(),
-      ttlMs,
-      note: this.text("note"),
-      ending: this.ending(),
-    };
-  }
-}
-
-/** `manual`, `after:60m` or `rollback-after:60m`. Errors: INVALID_ARGUMENT. */
-export function parseEnding(text: string): Parameters<FailoverPort["start"]>[0]["ending"] {
-  if (text === "manual") return null;
-  const [, rollback, time = ""] = /^(rollback-)?after:(.+)$/.exec(text) ?? [];
-  const afterMs = parseDuration(time);
-  if (afterMs !== undefined) return { action: rollback === undefined ? "commit" : "rollback", afterMs };
-  throw wrong(
-    `${JSON.stringify(text)} does not say how a failover ends`,
-    "write manual, after:60m or rollback-after:60m",
-  );
+/** The jobs of all runs of a vault, of disks and of plans, newest first. Errors: those of the store. */
+export async function jobsOf({ failovers, plans }: RunPorts, signal: AbortSignal): Promise<readonly JobSummary[]> {
+  const jobs = [...(await plans.jobs(signal)), ...(await failovers.jobs(signal))];
+  return jobs.sort((a, b) => (a.startTime < b.startTime ? 1 : -1));
 }
 
 function wrong(message: string, remedy: string): TidemarkError {

@@ -87,20 +87,20 @@ export function withDefault<Value>(field: Field<Value>, written: unknown): Field
   return (value, path, faults) => field(value === undefined ? written : value, path, faults);
 }
 
-/** `meant` gives the name that an unknown key stands for, if it is near enough to one. */
 export function section<Fields extends Readonly<Record<string, Field<unknown>>>>(
   fields: Fields,
-  meant: (key: string) => string | undefined,
 ): Field<Section<Fields>> {
   return (value, path, faults) => {
     if (typeof value !== "object" || value === null || Array.isArray(value))
       return report(faults, path, value, "is not a section with fields", "correct it");
     const before = faults.length;
     for (const key of Object.keys(value).filter((name) => !Object.hasOwn(fields, name))) {
-      const name = meant(key);
-      const isHere = name !== undefined && Object.hasOwn(fields, name);
-      const remedy = isHere ? `did you mean ${name}?` : `its fields are ${Object.keys(fields).join(", ")}`;
-      faults.push({ path, key, what: `${key} is no field here`, remedy });
+      faults.push({
+        path,
+        key,
+        what: `${key} is no field here`,
+        remedy: meant(key, Object.keys(fields), `its fields are ${Object.keys(fields).join(", ")}`),
+      });
     }
     const entries = Object.entries(fields).map(([name, field]) => [
       name,
@@ -123,4 +123,35 @@ export function report(
     faults.push({ path, what: `${String(name)} is missing`, remedy: "add it" });
   else faults.push({ path, what: `${name === undefined ? "it" : String(name)} ${sentence}`, remedy });
   return fault;
+}
+
+/** No field, vault, policy or disk has a longer name. */
+const namedBytesMax = 200;
+
+/** Asks for the one of `names` that is near enough to be what was meant. */
+export function meant(name: string, names: readonly string[], otherwise: string): string {
+  // The distance costs the product of the lengths.
+  if (name.length > namedBytesMax) return otherwise;
+  const ranked = names.map((other) => ({ other, distance: editDistance(name.toLowerCase(), other.toLowerCase()) }));
+  ranked.sort((a, b) => a.distance - b.distance);
+  const [best] = ranked;
+  const isNear = best !== undefined && best.distance <= Math.max(1, Math.floor(name.length / 3));
+  return isNear ? `did you mean ${best.other}?` : otherwise;
+}
+
+/**
+ * How many letters have to be inserted, removed or replaced to make one word of the other
+ * (Levenshtein).
+ */
+function editDistance(a: string, b: string): number {
+  let row = Array.from({ length: b.length + 1 }, (_, index) => index);
+  for (let i = 1; i <= a.length; i += 1) {
+    const next = [i];
+    for (let j = 1; j <= b.length; j += 1) {
+      const replaced = (row[j - 1] ?? 0) + (a[i - 1] === b[j - 1] ? 0 : 1);
+      next.push(Math.min(replaced, (row[j] ?? 0) + 1, (next[j - 1] ?? 0) + 1));
+    }
+    row = next;
+  }
+  return row[b.length] ?? 0;
 }

@@ -2,7 +2,9 @@
  * Gated sink: a sink that changes nothing while its gate is closed, except objects that are excepted. Reads, and the release
  * of leases, go on.
  */
-import { type CallOptions, type Sink, SinkDecorator } from "../../engine/index.ts";
+
+import { type CallOptions, type Sink } from "../../engine/index.ts";
+import { SinkDecorator } from "../../engine/internal.ts";
 
 export interface Gate {
   /** Throws while the gate is closed. */

@@ -4,19 +4,21 @@
  *
  * engine-adapter.ts implements the ports with the engine; tests implement them with scripts.
  */
+
 import type {
   BlockDevice,
   CopyOptions,
   Failovers,
   HealthLevel,
   ListedPoint,
+  Plans,
   PointSummary,
   ProtectionStatus,
-  RestingImage,
   RetentionPolicy,
   TidemarkError,
   VaultStats,
 } from "../../engine/index.ts";
+import { type RestingImage } from "../../engine/internal.ts";
 import type { DiskConfig, ListenConfig, PolicyConfig, VaultConfig } from "./config.ts";
 
 /** Something that happened to a disk, for the log and for metrics. */
@@ -126,9 +128,30 @@ export type FailoverPort = Pick<
   | "jobs"
 >;
 
+/** Runs of recovery plans in the vault, likewise. */
+export type PlanPort = Pick<
+  Plans,
+  | "start"
+  | "preview"
+  | "failback"
+  | "changePoint"
+  | "commit"
+  | "cancel"
+  | "cleanup"
+  | "reprotect"
+  | "completeMigration"
+  | "resume"
+  | "cancelJob"
+  | "has"
+  | "list"
+  | "show"
+  | "jobs"
+>;
+
 /** An open vault; its disks share it. */
 export interface VaultPort {
   readonly failovers: FailoverPort;
+  readonly plans: PlanPort;
   /**
    * Disks that name the same group are cut together. The signal ends waiting, not the protection.
    */

@@ -16,15 +16,19 @@ import { resolve } from "node:path";
 import {
   type Finding,
   hasCode,
-  isAllowedDisk,
   type RegistrationKey,
-  readRegistrationKey,
   type Sink,
   systemCode,
   TidemarkError,
   type Vault,
 } from "../../engine/index.ts";
-import { agentsPrefix, findRegistration, machineOf } from "../../engine/internal.ts";
+import {
+  agentsPrefix,
+  findRegistration,
+  isAllowedDisk,
+  machineOf,
+  readRegistrationKey,
+} from "../../engine/internal.ts";
 import { parseVaultSpec } from "../../sink/index.ts";
 import { type Environment, neededStateFolder } from "../settings.ts";
 import type { VaultConfig } from "./config.ts";

@@ -154,118 +154,89 @@ const freeze = { min: second, max: 10 * minute, example: "60s" };
 const collecting = { min: hour, max: 90 * day, example: "1d" };
 const barrier = { min: 10, max: 10 * second, example: "300ms" };
 
-const fieldNames: readonly string[] = (
-  "address stateFolder proxy url bypass bandwidth from to days timeZone limit crashConsistentFrequency appConsistentFrequency recoveryPointRetention " +
-  "recoveryPointThreshold multiVmConsistency startTime freezeTimeout barrierTimeout name image vault policy listen tls key cert ca hooks pre post " +
-  "group readOnly replica socket level format file scrub sharePerDay rate collect token webhook command on disks points every"
-).split(" ");
-
-/** The field that an unknown one stands for. */
-export const meant = (key: string): string | undefined => nearest(key, fieldNames);
-
-const vaultSchema: Field<VaultEntry> = section(
-  {
-    address: text,
-    stateFolder: optional(text),
-    proxy: optional(section({ url: text, bypass: withDefault(list(text), []) }, meant)),
-    bandwidth: withDefault(
-      list(
-        section(
-          {
-            from: written(parseTimeOfDay, "is no time of day", "write it as 08:00"),
-            to: written(parseTimeOfDay, "is no time of day", "write it as 18:00"),
-            days: withDefault(days, "daily"),
-            limit: rate(),
-          },
-          meant,
-        ),
+const vaultSchema: Field<VaultEntry> = section({
+  address: text,
+  stateFolder: optional(text),
+  proxy: optional(section({ url: text, bypass: withDefault(list(text), []) })),
+  bandwidth: withDefault(
+    list(
+      section({
+        from: written(parseTimeOfDay, "is no time of day", "write it as 08:00"),
+        to: written(parseTimeOfDay, "is no time of day", "write it as 18:00"),
+        days: withDefault(days, "daily"),
+        limit: rate(),
+      }),
+    ),
+    [],
+  ),
+  timeZone: optional(
+    written((name) => (isTimeZone(name) ? name : fault), "is no time zone", "use an IANA name such as Europe/Berlin"),
+  ),
+  limit: optional(rate()),
+  scrub: withDefault(
+    section({
+      sharePerDay: withDefault(
+        written(parseShare, "is no share of a vault", "write a percentage from 0% to 100%, as in 10%"),
+        "10%",
       ),
-      [],
-    ),
-    timeZone: optional(
-      written((name) => (isTimeZone(name) ? name : fault), "is no time zone", "use an IANA name such as Europe/Berlin"),
-    ),
-    limit: optional(rate()),
-    scrub: withDefault(
-      section(
-        {
-          sharePerDay: withDefault(
-            written(parseShare, "is no share of a vault", "write a percentage from 0% to 100%, as in 10%"),
-            "10%",
-          ),
-          rate: withDefault(rate(), "10MB/s"),
-        },
-        meant,
-      ),
-      {},
-    ),
-    collect: withDefault(durationOrOff(collecting), "1d"),
-  },
-  meant,
-);
+      rate: withDefault(rate(), "10MB/s"),
+    }),
+    {},
+  ),
+  collect: withDefault(durationOrOff(collecting), "1d"),
+});
 
-const policySchema: Field<PolicyEntry> = section(
-  {
-    crashConsistentFrequency: withDefault(duration(crashFrequency), "5s"),
-    appConsistentFrequency: withDefault(durationOrOff(appFrequency), "off"),
-    recoveryPointRetention: withDefault(retention, "1d"),
-    recoveryPointThreshold: withDefault(durationOrOff(threshold), "15m"), // see `checkPolicy`
-    multiVmConsistency: withDefault(written(parseSwitch, "is neither on nor off", "write on or off"), "off"),
-    startTime: withDefault(
-      written(parseStartTime, "is no time", "write immediately, 18:30, or an ISO time with its zone"),
-      "immediately",
-    ),
-    freezeTimeout: withDefault(duration(freeze), "60s"),
-    barrierTimeout: withDefault(duration(barrier), "300ms"),
-    replica: optional(written(parseReplicaPolicy, "is no place of replicas", replicaRemedy)),
-  },
-  meant,
-);
+const policySchema: Field<PolicyEntry> = section({
+  crashConsistentFrequency: withDefault(duration(crashFrequency), "5s"),
+  appConsistentFrequency: withDefault(durationOrOff(appFrequency), "off"),
+  recoveryPointRetention: withDefault(retention, "1d"),
+  recoveryPointThreshold: withDefault(durationOrOff(threshold), "15m"), // see `checkPolicy`
+  multiVmConsistency: withDefault(written(parseSwitch, "is neither on nor off", "write on or off"), "off"),
+  startTime: withDefault(
+    written(parseStartTime, "is no time", "write immediately, 18:30, or an ISO time with its zone"),
+    "immediately",
+  ),
+  freezeTimeout: withDefault(duration(freeze), "60s"),
+  barrierTimeout: withDefault(duration(barrier), "300ms"),
+  replica: optional(written(parseReplicaPolicy, "is no place of replicas", replicaRemedy)),
+});
 
 const nameRemedy = "use 1 to 80 bytes without control characters";
 
-const diskSchema: Field<DiskEntry> = section(
-  {
-    name: written(parseName, "is no name of a disk", nameRemedy),
-    image: text,
-    vault: text,
-    policy: text,
-    listen: text,
-    tls: optional(section({ key: text, cert: text, ca: text }, meant)),
-    hooks: optional(section({ pre: text, post: text }, meant)),
-    group: optional(written(parseName, "is no name of a group", nameRemedy)),
-    readOnly: withDefault(flag, false),
-  },
-  meant,
-);
+const diskSchema: Field<DiskEntry> = section({
+  name: written(parseName, "is no name of a disk", nameRemedy),
+  image: text,
+  vault: text,
+  policy: text,
+  listen: text,
+  tls: optional(section({ key: text, cert: text, ca: text })),
+  hooks: optional(section({ pre: text, post: text })),
+  group: optional(written(parseName, "is no name of a group", nameRemedy)),
+  readOnly: withDefault(flag, false),
+});
 
-const controlSchema: Field<{ readonly socket?: string | undefined }> = section({ socket: optional(text) }, meant);
+const controlSchema: Field<{ readonly socket?: string | undefined }> = section({ socket: optional(text) });
 
-const loggingSchema: Field<LoggingEntry> = section(
-  {
-    level: withDefault(oneOf(logLevels), "info"),
-    format: withDefault(oneOf(["auto", "json", "pretty"]), "auto"),
-    file: optional(text),
-  },
-  meant,
-);
+const loggingSchema: Field<LoggingEntry> = section({
+  level: withDefault(oneOf(logLevels), "info"),
+  format: withDefault(oneOf(["auto", "json", "pretty"]), "auto"),
+  file: optional(text),
+});
 
-const metricsSchema: Field<{ readonly listen: string }> = section({ listen: text }, meant);
+const metricsSchema: Field<{ readonly listen: string }> = section({ listen: text });
 
-const dashboardSchema: Field<DashboardEntry> = section(
-  { listen: text, token: optional(text), tls: optional(section({ key: text, cert: text, ca: optional(text) }, meant)) },
-  meant,
-);
+const dashboardSchema: Field<DashboardEntry> = section({
+  listen: text,
+  token: optional(text),
+  tls: optional(section({ key: text, cert: text, ca: optional(text) })),
+});
 
 const notifySchema: Field<readonly NotifyEntry[]> = list(
-  section(
-    {
-      webhook: optional(text),
-      command: optional(text),
-      on: withDefault(oneOf(["warning", "critical"]), "critical"),
-    },
-    meant,
-  ),
+  section({
+    webhook: optional(text),
+    command: optional(text),
+    on: withDefault(oneOf(["warning", "critical"]), "critical"),
+  }),
 );
 
 export const checkVault = (value: unknown): Checked<VaultEntry> => check(vaultSchema, value);
@@ -288,19 +259,6 @@ export const checkNotify = (value: unknown): Checked<readonly NotifyEntry[]> => 
 /** Bytes a second of `20MiB/s`; `off` is no limit. Gives `fault` for anything else. */
 export function parseLimit(text: string): number | undefined | typeof fault {
   return text === "off" ? undefined : (parseRate(text) ?? fault);
-}
-
-/** No field, vault, policy or disk has a longer name. */
-const namedBytesMax = 200;
-
-/** Nearest of `names` when it is near enough to be what was meant. */
-export function nearest(name: string, names: readonly string[]): string | undefined {
-  // The distance costs the product of the lengths.
-  if (name.length > namedBytesMax) return undefined;
-  const ranked = names.map((other) => ({ other, distance: editDistance(name.toLowerCase(), other.toLowerCase()) }));
-  ranked.sort((a, b) => a.distance - b.distance);
-  const [best] = ranked;
-  return best !== undefined && best.distance <= Math.max(1, Math.floor(name.length / 3)) ? best.other : undefined;
 }
 
 /** Stand-ins for fields that are required and faulty. */
@@ -457,21 +415,4 @@ function isTimeZone(name: string): boolean {
     if (error instanceof RangeError) return false;
     throw error;
   }
-}
-
-/**
- * How many letters have to be inserted, removed or replaced to make one word of the other
- * (Levenshtein).
- */
-function editDistance(a: string, b: string): number {
-  let row = Array.from({ length: b.length + 1 }, (_, index) => index);
-  for (let i = 1; i <= a.length; i += 1) {
-    const next = [i];
-    for (let j = 1; j <= b.length; j += 1) {
-      const replaced = (row[j - 1] ?? 0) + (a[i - 1] === b[j - 1] ? 0 : 1);
-      next.push(Math.min(replaced, (row[j] ?? 0) + 1, (next[j - 1] ?? 0) + 1));
-    }
-    row = next;
-  }
-  return row[b.length] ?? 0;
 }

@@ -22,6 +22,12 @@ export interface ServedRunsParts {
   readonly onEvent: (event: DiskEvent) => void;
 }
 
+interface OpenOptions {
+  readonly disk: string;
+  readonly cacheBytes?: number | undefined;
+  readonly signal: AbortSignal;
+}
+
 interface Served {
   readonly vault: string;
   readonly run: ServedRun;
@@ -30,6 +36,8 @@ interface Served {
 
 /** Last points have this long. */
 const drainMsMax = 60_000;
+/** What many instant targets hold of their points in memory, all together. */
+const cacheBytesMax: number = 512 * 1024 * 1024;
 
 export class ServedRuns {
   readonly #parts: ServedRunsParts;
@@ -50,10 +58,24 @@ export class ServedRuns {
   async serve(vault: string, runs: readonly RunSummary[], signal: AbortSignal): Promise<void> {
     const mine = runs.filter(({ servedBy, host }) => servedBy === "agent" && host === os.hostname().slice(0, 100));
     for (const { run } of runs) if (!mine.some((other) => other.run === run)) this.#failures.delete(run);
-    // One look at a time opens runs: two would meet at the locks of the images.
+    const count = mine.reduce((sum, { disks }) => sum + disks.length, 0);
+    const cacheBytes = count <= 4 ? undefined : Math.floor(cacheBytesMax / count);
+    for (const { run, disks } of mine) {
+      const disk = disks[0]?.disk ?? "";
+      await this.open(vault, run, { disk, cacheBytes, signal }).catch((error: unknown) => {
+        if (!(error instanceof TidemarkError)) throw error;
+        if (signal.aborted) return;
+        this.#failures.set(run, error);
+        this.#tell(disk, error, `run ${run} is not served`);
+      });
+    }
+  }
+
+  /** Serves a run if it is not served and no verb works on it. Errors: as `Failovers.serve`. */
+  async open(vault: string, run: string, options: OpenOptions): Promise<void> {
+    // One at a time: two would meet at the locks of the images.
     const turn = this.#opening.then(async () => {
-      for (const { run, disks } of mine)
-        if (this.#isFree(run)) await this.#open(vault, run, disks[0]?.disk ?? "", signal);
+      if (this.#isFree(run)) await this.#open(vault, run, options);
     });
     this.#opening = turn.catch(() => undefined);
     await turn;
@@ -123,13 +145,13 @@ export class ServedRuns {
     return this.#ended === undefined && !this.#served.has(run) && !this.#released.has(run);
   }
 
-  async #open(vault: string, run: string, disk: string, signal: AbortSignal): Promise<void> {
+  async #open(vault: string, run: string, { disk, cacheBytes, signal }: OpenOptions): Promise<void> {
     const { holdVault, onEvent } = this.#parts;
-    let share: Share<VaultPort> | undefined;
+    const share = await holdVault(vault, signal);
     try {
-      share = await holdVault(vault, signal);
       const served = await share.resource.failovers.serve({
         run,
+        cacheBytes,
         onNotice: ({ code, message }) => onEvent({ kind: "notice", disk, code, message }),
         onEvent: (event) => onEvent(diskEvent(event)),
         signal,
@@ -140,12 +162,8 @@ export class ServedRuns {
         onEvent({ kind: "state", disk: name, message: `run ${run}: served at ${uri}` });
       for (const message of served.warnings) onEvent({ kind: "notice", disk, message });
     } catch (error) {
-      await share?.release();
-      if (!(error instanceof TidemarkError)) throw error;
-      if (signal.aborted) return;
-      this.#failures.set(run, error);
-      const { code, message, remedy } = errorReport(error);
-      onEvent({ kind: "failure", disk, code, message: `${message}: run ${run} is not served; ${remedy}` });
+      await share.release();
+      throw error;
     }
   }
 

@@ -1,5 +1,7 @@
 /** What requests to the agent did to its disks. */
-import type { RestingSource, TidemarkError } from "../../engine/index.ts";
+
+import type { TidemarkError } from "../../engine/index.ts";
+import { type RestingSource } from "../../engine/internal.ts";
 
 /** What a reload did. */
 export interface ReloadSummary {

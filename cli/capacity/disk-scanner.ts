@@ -100,7 +100,7 @@ export class DiskScanner implements AsyncDisposable {
       const isDevice = stats.isBlockDevice();
       direct = isDevice ? await open(path, constants.O_RDONLY | constants.O_DIRECT) : undefined;
       const counters = isDevice ? `${sysfsFolder(stats.rdev)}/stat` : undefined;
-      const kernels = await openKernels(batchBlocks * blockBytes);
+      const kernels = openKernels(batchBlocks * blockBytes);
       const scanner = new DiskScanner({ volume, direct, counters, kernels });
       await scanner.#begin(budgetMs, signal);
       return scanner;

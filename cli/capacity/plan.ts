@@ -6,7 +6,9 @@
  * kept point before it, each granule once. Which points are kept, the engine's own retention decides
  * on simulated points.
  */
-import { describePolicy, type RetentionPolicy, simulateRetention } from "../../engine/index.ts";
+
+import { type RetentionPolicy } from "../../engine/index.ts";
+import { describePolicy, simulateRetention } from "../../engine/internal.ts";
 import { limitsOf, type PlanLimit, uploadBytesPerSecond } from "./limits.ts";
 import type { DiskLoad, Load } from "./load.ts";
 import { type Cost, costOf, type Prices } from "./prices.ts";

@@ -2,8 +2,8 @@
 import { hostname } from "node:os";
 import { resolve } from "node:path";
 import { type Command, Option } from "commander";
-import { type RegisteredAgent, type RegistrationKey, readRegistrationKey, Vault } from "../../engine/index.ts";
-import { keepRegistration, machineOf, refuseForeignVault } from "../../engine/internal.ts";
+import { type RegisteredAgent, type RegistrationKey, Vault } from "../../engine/index.ts";
+import { keepRegistration, machineOf, readRegistrationKey, refuseForeignVault } from "../../engine/internal.ts";
 import { openSink } from "../../sink/index.ts";
 import { neededStateFolder, readSecret, sinkOptions } from "../settings.ts";
 import { printable } from "../text.ts";

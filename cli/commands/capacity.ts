@@ -80,10 +80,8 @@ Examples:
     .addHelpText(
       "after",
       `
-A profile that exists is gone on with, so the command can be run again after a
-restart of the machine: at most the last sample is lost. ^C ends it in good
-order. A scan takes at most about a tenth of the time: of a large or slow disk a
-random part is read, and the report says which.
+A profile that exists is gone on with: run the command again after a restart of
+the machine. Of a large or slow disk a random part is read; the report says which.
 
 Examples:
   $ tidemark capacity profile --disk /dev/vg/data --for 7d --out data.profile

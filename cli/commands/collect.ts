@@ -21,15 +21,12 @@ export function collectCommand(context: CommandContext): Command {
     .addHelpText(
       "after",
       `
-Writers and readers go on meanwhile. The collection first condemns the chunks
-that no point needs. When every writer has acknowledged them, it clears their
-pages and deletes segments and other objects. If a writer does not acknowledge
-in time, nothing is freed and the exit code is 11. After an interruption, the
-next collection continues.
+Writers and readers go on meanwhile. What no point needs is freed when every
+writer has acknowledged that; if one does not in time, nothing is freed and the
+exit code is 11. After an interruption, the next collection continues.
 
-Examples:
-  $ tidemark collect --vault azurite:/srv/azurite --dry-run
-  $ tidemark collect --vault azurite:/srv/azurite`,
+Example:
+  $ tidemark collect --vault azurite:/srv/azurite --dry-run`,
     )
     .action(async (flags: CollectFlags) => await collect(context, flags));
 }

@@ -38,18 +38,12 @@ export function copyCommand(context: CommandContext): Command {
       "after",
       `
 Points are proved as they are read, and keep their times, labels and groups.
-A vault that the copy creates gets the block size and digests of the first:
-chunks that it holds are then not read. Points that are later than the
-newest one of the disk there are added, so a copy that was interrupted goes on
-when it is repeated. The point that was copied last stays pinned in the first
-vault: the next copy reads only what differs from it. Retention and collection
-of the other vault are its own.
+Points that are later than the newest one of the disk there are added: repeat a
+copy that was interrupted. The point that was copied last stays pinned in the
+first vault: the next copy reads only what differs from it. A point that cannot
+be read back is passed over: exit code 3.
 
-A point that cannot be read back is passed over: exit code 3.
-
-Of encrypted vaults, --key, TIDEMARK_KEY_FILE and TIDEMARK_PASSPHRASE_FILE open
-the first, and --to-key and --to-passphrase-file the second. A machine that is
-enrolled to write to the second needs no key for it.
+A machine that is enrolled to write to the other vault needs no key for it.
 
 Examples:
   $ tidemark copy --from dir:/srv/vault --to azurite:/mnt/second

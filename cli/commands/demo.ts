@@ -52,14 +52,12 @@ export function demoCommand(context: CommandContext): Command {
     .addHelpText(
       "after",
       `
-It makes a disk from files of this machine, takes three points of it into a new
-vault with changes between, writes two of them out and compares them with the
-disk as it was. It needs no arguments and leaves nothing behind. Exit 0 means
-that all was equal.
+It makes a disk from files of this machine, takes three points of it with changes
+between, writes two of them out and compares them with the disk as it was. Exit 0
+means that all was equal.
 
 Examples:
   $ tidemark demo
-  $ tidemark demo --image web.img
   $ tidemark demo --keep /tmp/tidemark`,
     )
     .action(async (flags: DemoFlags) => await demo(context, flags));
@@ -76,13 +74,10 @@ async function demo(context: CommandContext, flags: DemoFlags): Promise<void> {
 }
 
 async function runIn(context: CommandContext, flags: DemoFlags, folder: string): Promise<void> {
-  const { output, environment, signal } = context;
+  const { output, signal } = context;
   const startedAt = performance.now();
   output.step({ step: "disk" }, "making a disk …");
-  const disk =
-    flags.image === undefined
-      ? await makeDisk(folder, environment, signal)
-      : await copyDisk(flags.image, folder, signal);
+  const disk = flags.image === undefined ? await makeDisk(folder, signal) : await copyDisk(flags.image, folder, signal);
   say(context, "disk", disk.content, startedAt);
   const address = `azurite:${join(folder, "vault")}`;
   const azuriteAt = performance.now();

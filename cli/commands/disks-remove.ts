@@ -20,14 +20,11 @@ export function addRemoveCommand(context: CommandContext, disks: Command): void 
     .addHelpText(
       "after",
       `
-All points of the disk go, the newest too, with their pins and labels. A disk
-with a point that is pinned or being read stays, and so does one that a process
-writes. Removing a disk frees no space: run \`tidemark collect\` afterwards. What
-points of other disks share stays. A later disk may have the same name.
+A disk with a point that is pinned or being read stays, and so does one that a
+process writes. Removing a disk frees no space: run \`tidemark collect\` afterwards.
 
-Examples:
-  $ tidemark disks remove --disk web --dry-run --vault dir:/v
-  $ tidemark disks remove --disk web --vault dir:/v`,
+Example:
+  $ tidemark disks remove --disk web --dry-run --vault dir:/v`,
     )
     .action(async (flags: RemoveFlags) => await removeDisk(context, flags));
 }

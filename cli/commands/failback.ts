@@ -1,11 +1,10 @@
 /** `tidemark failback` and `tidemark migrate`: the two ends of a failover, back or for good. */
 import { resolve } from "node:path";
 import { Command } from "commander";
-import { type FailbackOptions, TidemarkError } from "../../engine/index.ts";
 import type { VaultFlags } from "../settings.ts";
 import { type CommandContext, refuseInsideVault } from "./context.ts";
-import { withEnding, withRun, withSocket } from "./failover.ts";
-import { askAgentTo, endingText, operate, runsOf, work } from "./run-verbs.ts";
+import { sourceFields, withEnding, withRun, withSocket } from "./failover.ts";
+import { operate } from "./run-verbs.ts";
 
 interface FailbackFlags extends VaultFlags {
   readonly agent?: string;
@@ -14,7 +13,7 @@ interface FailbackFlags extends VaultFlags {
   readonly socket?: string;
   readonly shutdown?: string;
   readonly note?: string;
-  readonly commit?: FailbackOptions["ending"];
+  readonly commit?: string;
 }
 
 export function failbackCommand(context: CommandContext): Command {
@@ -32,39 +31,19 @@ export function failbackCommand(context: CommandContext): Command {
       "after",
       `
 Stages what the old image lacks while the disk goes on, then stops the disk with a
-last point, through its agent with --socket, and applies. If the image was not
-written since its last point, only the differences are fetched; otherwise it is
-compared whole. Before the apply a cancel leaves the image untouched; after a kill
-\`tidemark jobs resume\` ends the apply. Then commit and reprotect.
+last point, through its agent with --socket, and applies. Before the apply a cancel
+leaves the image untouched; after a kill \`tidemark jobs resume\` ends the apply.
+Then commit and reprotect.
 
 Example:
   $ tidemark failback 5f03c2aa --to /srv/web.img --vault dir:/v`,
     )
     .action(async (run: string, flags: FailbackFlags) => {
-      const { socket, source, shutdown, note, commit: ending } = flags;
+      const { shutdown, note, commit } = flags;
       for (const image of flags.to) await refuseInsideVault(flags, image, "target");
       const to = flags.to.map((image) => resolve(image));
-      const place = sourceOf(source, socket);
-      if (flags.agent !== undefined) {
-        const fields = { run, to, socket: socket && resolve(socket), shutdown, note, commit: endingText(ending) };
-        await askAgentTo(context, "failback", flags.agent, fields);
-        return;
-      }
-      await work(context, "failback", flags, async (vault, more) => {
-        const runs = await runsOf(vault, run, context.signal);
-        if ("planOf" in runs && (shutdown !== undefined || ending != null)) {
-          throw new TidemarkError("INVALID_ARGUMENT", `run ${run} is of a plan, which has commands of its own`, {
-            remedy: "leave `--shutdown` and `--commit` out",
-          });
-        }
-        return await runs.failback({ run, to, source: place, shutdown, note, ending, ...more });
-      });
+      await operate(context, "failback", flags, { run, to, ...sourceFields(flags), shutdown, note, commit });
     });
-}
-
-function sourceOf(image: string | undefined, socket: string | undefined): FailbackOptions["source"] {
-  if (image !== undefined) return { kind: "image", path: resolve(image) };
-  return socket === undefined ? null : { kind: "agent", path: resolve(socket) };
 }
 
 export function migrateCommand(context: CommandContext): Command {
@@ -82,14 +61,6 @@ keeps the points. \`tidemark disks disable --purge\` removes them.
 Example:
   $ tidemark migrate complete 5f03c2aa --vault dir:/v`,
     )
-    .action(async (run: string, flags: VaultFlags) => {
-      await operate(
-        context,
-        "migrate complete",
-        run,
-        flags,
-        async (runs, options) => await runs.completeMigration(options),
-      );
-    });
+    .action(async (run: string, flags: VaultFlags) => await operate(context, "migrate complete", flags, { run }));
   return migrate;
 }

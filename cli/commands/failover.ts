@@ -7,26 +7,15 @@ import { Command, Option } from "commander";
 import { type PlanRunSummary, type RunSummary, type StartFailoverOptions, TidemarkError } from "../../engine/index.ts";
 import { formatListen, parseListen } from "../../engine/internal.ts";
 import { askAgent } from "../agent/control-client.ts";
-import { parseEnding } from "../agent/failover-runs.ts";
+import { parseEnding, type VerbFields } from "../agent/failover-verbs.ts";
 import { controlSocketDefault } from "../agent/listen.ts";
-import { describePlanRun } from "../plan/plan-text.ts";
+import { placedTarget as placedPlanTarget } from "../plan/placed-target.ts";
 import { formatNumberOf, parseDuration } from "../quantities.ts";
-import { describeRun } from "../run-text.ts";
 import { type VaultFlags, withVaultOptions, withWorkersOption } from "../settings.ts";
 import { type Column, fittedTable } from "../text.ts";
 import { type CommandContext, refuseInsideVault, withVault } from "./context.ts";
 import { startPlan } from "./plan.ts";
-import {
-  agentListing,
-  askAgentTo,
-  endingText,
-  operate,
-  runsOf,
-  selectorOf,
-  withAgentOption,
-  work,
-  workOptions,
-} from "./run-verbs.ts";
+import { agentListing, operate, selectorOf, textOf, withAgentOption, workOptions } from "./run-verbs.ts";
 
 interface StartFlags extends VaultFlags {
   readonly agent?: string;
@@ -40,9 +29,9 @@ interface StartFlags extends VaultFlags {
   readonly shutdown?: string;
   readonly source?: string;
   readonly socket?: string;
-  readonly ttl?: number;
+  readonly ttl?: string;
   readonly note?: string;
-  readonly commit?: StartFailoverOptions["ending"];
+  readonly commit?: string;
 }
 
 interface RunFlags extends VaultFlags {
@@ -138,11 +127,10 @@ function addPlanned(context: CommandContext, failover: Command): void {
       "after",
       `
 The agent stops its disks with a last point each, or a last point of the image is
-taken. If that is not possible, the failover is not done. To a replica, only the
-last difference moves; of several replicas, name one: replica:NAME.
+taken; else the failover is not done. To a replica, only the last difference
+moves; of several replicas, name one: replica:NAME.
 
 Examples:
-  $ tidemark failover planned --disk web --to dir:/srv --vault dir:/v
   $ tidemark failover planned --disk web --to replica --vault dir:/v
   $ tidemark failover planned --disk web --to file:/srv/web.img \\
       --source /old/web.img --vault dir:/v`,
@@ -176,51 +164,32 @@ function addVerbs(context: CommandContext, failover: Command): void {
     .addHelpText(
       "after",
       `
-Only what differs between the points is written. If a target was written since,
-it is compared whole, and what was written to it is lost. An instant target
-begins anew, and is served until ^C.
+What was written to a target since is lost. An instant target begins anew, and is
+served until ^C.
 
 Example:
   $ tidemark failover change-point 5f03c2aa --point 41 --vault dir:/v`,
     )
     .action(async (run: string, flags: RunFlags) => {
-      const point = selectorOf(flags.point ?? "latest");
-      await operate(
-        context,
-        "failover change-point",
-        run,
-        flags,
-        async (runs, options) => await runs.changePoint({ ...options, point }),
-        { point },
-      );
+      await operate(context, "failover change-point", flags, { run, point: selectorOf(flags.point ?? "latest") });
     });
   withRun(failover.command("commit"))
     .description("end the choice of the point: the targets are yours")
     .option("--discard-points", "drop all points of the disks but the newest")
     .addHelpText("after", "\nExample:\n  $ tidemark failover commit 5f03c2aa --vault dir:/v")
-    .action(async (run: string, flags: RunFlags) => {
-      const { discardPoints } = flags;
-      await operate(
-        context,
-        "failover commit",
-        run,
-        flags,
-        async (runs, options) => await runs.commit({ ...options, discardPoints }),
-        { discardPoints },
-      );
+    .action(async (run: string, { discardPoints, ...flags }: RunFlags) => {
+      await operate(context, "failover commit", flags, { run, discardPoints });
     });
   withRun(failover.command("cancel"))
     .description("bring back the state before a failover that is not committed")
     .addHelpText("after", "\nExample:\n  $ tidemark failover cancel 5f03c2aa --vault dir:/v")
-    .action(async (run: string, flags: RunFlags) => {
-      await operate(context, "failover cancel", run, flags, async (runs, options) => await runs.cancel(options));
-    });
+    .action(async (run: string, flags: RunFlags) => await operate(context, "failover cancel", flags, { run }));
   withRun(failover.command("cleanup"))
     .description("remove what a test made, and end it when nothing of it is left")
     .option("--note <text>", "a comment that is kept with the run")
     .addHelpText("after", "\nExample:\n  $ tidemark failover cleanup 5f03c2aa --note passed --vault dir:/v")
-    .action(async (run: string, flags: RunFlags) => {
-      await operate(context, "failover cleanup", run, flags, async (runs, options) => await runs.cleanup(options));
+    .action(async (run: string, { note, ...flags }: RunFlags) => {
+      await operate(context, "failover cleanup", flags, { run, note });
     });
 }
 
@@ -241,30 +210,26 @@ Examples:
   $ tidemark reprotect 5f03c2aa --listen unix:/run/web.sock --vault dir:/v`,
     )
     .action(async (run: string, flags: RunFlags) => {
-      const { listen } = flags;
-      await operate(
-        context,
-        "reprotect",
-        run,
-        flags,
-        async (runs, options) => await runs.reprotect({ ...options, listen }),
-        { listen: listen === undefined ? undefined : placedAddress(listen) },
-      );
+      const listen = flags.listen === undefined ? undefined : placedAddress(flags.listen);
+      await operate(context, "reprotect", flags, { run, listen });
     });
 }
 
 async function start(context: CommandContext, kind: StartFailoverOptions["kind"], flags: StartFlags): Promise<void> {
-  const { disk: disks, group, plan, dryRun, to, check, shutdown, ttl: ttlMs, note, commit: ending } = flags;
+  const { disk: disks, group, plan, dryRun, to, check, shutdown, ttl, note, commit, agent } = flags;
   if ([disks, group, plan].filter((given) => given !== undefined).length !== 1) {
     throw new TidemarkError("INVALID_ARGUMENT", "a failover needs disks, a group or a plan, and only one of them", {
       remedy: "add `--disk NAME`, several times for several disks, `--group NAME` or `--plan FILE`",
     });
   }
+  // A planned failover asks the agent at its usual socket by default.
+  const usual = kind === "planned" && flags.source === undefined;
+  const socket = flags.socket ?? (usual ? (agent ?? controlSocketDefault(context.environment)) : undefined);
+  const point = selectorOf(flags.point ?? "latest");
+  const common = { point, ttl, note, ...sourceFields({ source: flags.source, socket }) };
   if (plan !== undefined) {
-    refuseOptions("a plan has commands of its own", { check, shutdown, source: flags.source, commit: ending });
-    refuseOptions("an agent runs no plans", { agent: flags.agent });
-    const source = flags.source === undefined ? sourceOf(context, kind, flags) : null;
-    await startPlan(context, kind, { ...flags, plan }, source);
+    refuseOptions("a plan has commands of its own", { check, shutdown, source: flags.source, commit });
+    await startPlan(context, kind, flags, { ...common, plan: resolve(plan), to: placedPlanTarget(to, ".") });
     return;
   }
   refuseOptions("only a plan can be looked at before its run", { "dry-run": dryRun });
@@ -273,25 +238,9 @@ async function start(context: CommandContext, kind: StartFailoverOptions["kind"]
   const [, scheme = "", place = ""] = /^([a-z]+):(.*)$/s.exec(to) ?? [];
   const local = scheme === "instant" ? (/,image=(.*)$/s.exec(place)?.[1] ?? ".") : place;
   if (["instant", "file", "vhd", "dir"].includes(scheme)) await refuseInsideVault(flags, local, "target");
-  const point = selectorOf(flags.point ?? "latest");
-  if (flags.agent !== undefined) {
-    refuseOptions("an agent stops its own disks", { source: flags.source });
-    const socket = flags.socket ?? (kind === "planned" ? flags.agent : undefined);
-    await askAgentTo(context, `failover ${kind}`, flags.agent, {
-      ...{ disks, group, to: placedTarget(to), point, check, shutdown, note, commit: endingText(ending) },
-      ttl: ttlMs === undefined ? undefined : `${ttlMs}ms`,
-      socket: socket && resolve(socket),
-    });
-    return;
-  }
-  const source = sourceOf(context, kind, flags);
-  const options = { kind, disks, group, to, point, check, shutdown, source, ttlMs, note, ending };
-  await work(
-    context,
-    `failover ${kind}`,
-    flags,
-    async ({ failovers }, more) => await failovers.start({ ...options, ...more }),
-  );
+  const target = agent === undefined ? to : placedTarget(to);
+  const fields = { ...common, disks, group, to: target, check, shutdown, commit };
+  await operate(context, `failover ${kind}`, flags, fields);
 }
 
 /** Errors: INVALID_ARGUMENT when one of these options is given. */
@@ -303,15 +252,15 @@ function refuseOptions(reason: string, options: Readonly<Record<string, unknown>
   });
 }
 
-/** Where the disks are written. A planned failover asks the agent at its usual socket by default. */
-function sourceOf(
-  { environment }: CommandContext,
-  kind: StartFailoverOptions["kind"],
-  { source, socket }: Pick<StartFlags, "source" | "socket">,
-): StartFailoverOptions["source"] {
-  if (source !== undefined) return { kind: "image", path: resolve(source) };
-  if (socket !== undefined) return { kind: "agent", path: resolve(socket) };
-  return kind === "planned" ? { kind: "agent", path: controlSocketDefault(environment) } : null;
+/** Where the disks are written, in the words of the control API. */
+export function sourceFields({
+  source,
+  socket,
+}: {
+  readonly source?: string | undefined;
+  readonly socket?: string | undefined;
+}): VerbFields {
+  return source === undefined ? { socket: socket && resolve(socket) } : { source: resolve(source) };
 }
 
 /** The last columns give way on a narrow terminal; `failover show` has everything. */
@@ -340,7 +289,7 @@ async function runsIn(context: CommandContext, flags: RunFlags): Promise<Runs> {
   const { signal } = context;
   if (flags.agent !== undefined) {
     const answer = await askAgent(flags.agent, { method: "GET", path: "/v1/failover", signal });
-    return { ...(answer as Pick<Runs, "runs">), plans: [] };
+    return answer as Runs;
   }
   return await withVault(context, flags, async (vault) => {
     await vault.failovers.carryOutDue(workOptions(context));
@@ -355,7 +304,7 @@ async function list(context: CommandContext, flags: RunFlags): Promise<void> {
   for (const run of runs) output.item("run", run);
   const isOpen = ({ health }: { readonly health: string }): boolean => health !== "Normal";
   // The machines of a plan are in the row of its run.
-  const alone = runs.filter(({ plan }) => flags.agent !== undefined || plan === null);
+  const alone = runs.filter(({ plan }) => plan === null);
   const shown = [...plans, ...alone].toSorted((a, b) => (a.created < b.created ? 1 : -1));
   const text = [
     ...(shown.length === 0 ? [] : [fittedTable(listed, shown, output.columns)]),
@@ -366,23 +315,19 @@ async function list(context: CommandContext, flags: RunFlags): Promise<void> {
 
 async function show(context: CommandContext, run: string, flags: RunFlags): Promise<void> {
   const { output, signal } = context;
-  if (flags.agent !== undefined) {
-    const path = `/v1/failover/${encodeURIComponent(run)}`;
-    const found = (await askAgent(flags.agent, { method: "GET", path, signal })) as RunSummary;
-    output.answer("failover show", found, describeRun(found, output));
-    return;
-  }
-  const summary = await withVault(context, flags, async (vault) => {
-    await vault.failovers.carryOutDue(workOptions(context));
-    return await (await runsOf(vault, run, signal)).show(run, signal);
-  });
-  const text = "machines" in summary ? describePlanRun(summary, output) : describeRun(summary, output);
-  output.answer("failover show", summary, text);
+  const show = async (): Promise<RunSummary | PlanRunSummary> =>
+    await withVault(context, flags, async ({ failovers, plans }) => {
+      await failovers.carryOutDue(workOptions(context));
+      return await ((await plans.has(run, signal)) ? plans : failovers).show(run, signal);
+    });
+  const path = `/v1/failover/${encodeURIComponent(run)}`;
+  const asked = flags.agent === undefined ? await show() : await askAgent(flags.agent, { method: "GET", path, signal });
+  const summary = asked as RunSummary | PlanRunSummary;
+  output.answer("failover show", summary, textOf(summary, output));
 }
 
-function duration(text: string): number {
-  const ms = parseDuration(text);
-  if (ms !== undefined) return ms;
+function duration(text: string): string {
+  if (parseDuration(text) !== undefined) return text;
   throw new TidemarkError("INVALID_ARGUMENT", `${JSON.stringify(text)} is not a duration`, {
     remedy: "write it as 14d, 12h or 30m",
   });
@@ -405,11 +350,11 @@ function withDisks(command: Command): Command {
 
 /** What becomes of a failover that waits. */
 export function withEnding(command: Command): Command {
-  return command.option(
-    "--commit <when>",
-    "manual (default), after:TIME, or rollback-after:TIME such as 60m",
-    parseEnding,
-  );
+  const checked = (text: string): string => {
+    parseEnding(text);
+    return text;
+  };
+  return command.option("--commit <when>", "manual (default), after:TIME, or rollback-after:TIME such as 60m", checked);
 }
 
 /** A target that means the same in the folder of an agent. */

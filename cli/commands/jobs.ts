@@ -2,14 +2,13 @@
 import { Command } from "commander";
 import { type JobSummary, TidemarkError } from "../../engine/index.ts";
 import { askAgent } from "../agent/control-client.ts";
-import { describePlanRun } from "../plan/plan-text.ts";
-import { formatNumberOf } from "../quantities.ts";
-import { describeRun } from "../run-text.ts";
+import { jobsOf } from "../agent/failover-runs.ts";
+import { formatBytes, formatDuration, formatNumberOf } from "../quantities.ts";
 import { type VaultFlags, wholeNumber, withVaultOptions, withWorkersOption } from "../settings.ts";
-import { fields, printable, table } from "../text.ts";
+import { fields, linesOf, table } from "../text.ts";
 import { requireTime, timeForms } from "../times.ts";
 import { type CommandContext, withVault } from "./context.ts";
-import { agentListing, askAgentTo, operate, runsOf, withAgentOption } from "./run-verbs.ts";
+import { agentListing, operate, withAgentOption } from "./run-verbs.ts";
 
 export function jobsCommand(context: CommandContext): Command {
   const jobs = new Command("jobs")
@@ -48,22 +47,8 @@ Examples:
   $ tidemark jobs resume 5f03c2aa --vault dir:/v
   $ tidemark jobs resume 0badcafe --step 4 --vault dir:/v`,
     )
-    .action(async (name: string, flags: JobFlags & { readonly step?: number }) => {
-      const { step } = flags;
-      await operate(
-        context,
-        "jobs resume",
-        name.replace(/-\d+$/, ""),
-        flags,
-        async (runs, options) => {
-          if ("planOf" in runs) return await runs.resume({ ...options, step });
-          if (step === undefined) return await runs.resume(options);
-          throw new TidemarkError("INVALID_ARGUMENT", `run ${options.run} is not of a plan, and has no steps`, {
-            remedy: "leave `--step` out",
-          });
-        },
-        { step },
-      );
+    .action(async (name: string, { step, ...flags }: JobFlags & { readonly step?: number }) => {
+      await operate(context, "jobs resume", flags, { run: runOf(name), step });
     });
   withAgentOption(withVaultOptions(jobs.command("cancel").argument("<run>", "name of the run or of one of its jobs")))
     .description("stop the job of a run that is under way, wherever its process is")
@@ -76,8 +61,12 @@ stopped: resume it, or give it up with \`tidemark failover cancel\` or \`cleanup
 Example:
   $ tidemark jobs cancel 5f03c2aa --vault dir:/v`,
     )
-    .action(async (name: string, flags: JobFlags) => await cancel(context, name.replace(/-\d+$/, ""), flags));
-  withVaultOptions(jobs.command("export").option("--since <time>", `only jobs that began since: ${timeForms}`))
+    .action(async (name: string, flags: JobFlags) => {
+      await operate(context, "jobs cancel", flags, { run: runOf(name) });
+    });
+  withAgentOption(
+    withVaultOptions(jobs.command("export").option("--since <time>", `only jobs that began since: ${timeForms}`)),
+  )
     .description("print the jobs as CSV, oldest first, one line for each task")
     .addHelpText(
       "after",
@@ -87,7 +76,7 @@ With --json each job is one object, as in \`tidemark jobs list\`.
 Example:
   $ tidemark jobs export --since '30 days ago' --vault dir:/v > jobs.csv`,
     )
-    .action(async (flags: VaultFlags & { readonly since?: string }) => await exportJobs(context, flags));
+    .action(async (flags: JobFlags & { readonly since?: string }) => await exportJobs(context, flags));
   return jobs;
 }
 
@@ -95,19 +84,9 @@ interface JobFlags extends VaultFlags {
   readonly agent?: string;
 }
 
-async function cancel(context: CommandContext, run: string, flags: JobFlags): Promise<void> {
-  const { output, signal } = context;
-  if (flags.agent !== undefined) {
-    await askAgentTo(context, "jobs cancel", flags.agent, { run });
-    return;
-  }
-  const summary = await withVault(
-    context,
-    flags,
-    async (vault) => await (await runsOf(vault, run, signal)).cancelJob({ run, signal }),
-  );
-  const text = "machines" in summary ? describePlanRun(summary, output) : describeRun(summary, output);
-  output.summary("jobs cancel", summary, text);
+/** The run of a job. */
+function runOf(name: string): string {
+  return name.replace(/-\d+$/, "");
 }
 
 /** The jobs of all runs, of disks and of plans, newest first. */
@@ -117,14 +96,10 @@ async function allJobs(context: CommandContext, flags: JobFlags): Promise<readon
     const answer = await askAgent(flags.agent, { method: "GET", path: "/v1/jobs", signal });
     return (answer as { readonly jobs: readonly JobSummary[] }).jobs;
   }
-  return await withVault(context, flags, async ({ failovers, plans }) =>
-    [...(await plans.jobs(signal)), ...(await failovers.jobs(signal))].sort((a, b) =>
-      a.startTime < b.startTime ? 1 : -1,
-    ),
-  );
+  return await withVault(context, flags, async (vault) => await jobsOf(vault, signal));
 }
 
-async function exportJobs(context: CommandContext, flags: VaultFlags & { readonly since?: string }): Promise<void> {
+async function exportJobs(context: CommandContext, flags: JobFlags & { readonly since?: string }): Promise<void> {
   const { output } = context;
   const sinceMs = flags.since === undefined ? 0 : requireTime("--since", flags.since, Date.now());
   const all = await allJobs(context, flags);
@@ -203,14 +178,28 @@ async function show(context: CommandContext, name: string, flags: JobFlags): Pro
       remedy: "`tidemark jobs list` shows the jobs",
     });
   }
-  output.answer("jobs show", job, describe(job));
+  output.answer("jobs show", job, describe(job, output));
 }
 
-function describe({ job, operation, state, tasks }: JobSummary): string {
-  const lines = tasks.flatMap(({ name, state: taskState, exitCode, output, error }): (readonly [string, string])[] => [
-    [name, `${taskState}${exitCode === null ? "" : `, exit code ${exitCode}`}`],
-    ...(output === null || output === "" ? [] : [["", printable(output.trimEnd())] as const]),
-    ...(error === null ? [] : [["", printable(error.message)] as const]),
+function describe(
+  { job, operation, state, tasks }: JobSummary,
+  output: Pick<CommandContext["output"], "time">,
+): string {
+  const lines = tasks.flatMap((task): (readonly [string, string])[] => [
+    [task.name, factsOf(task, output)],
+    ...linesOf(task.output ?? "").map((line) => ["", line] as const),
+    ...(task.error === null ? [] : [`${task.error.code}: ${task.error.message}`, task.error.remedy ?? ""])
+      .filter((line) => line !== "")
+      .map((line) => ["", line] as const),
   ]);
   return [`job ${job}: ${operation}, ${state}`, fields(lines)].join("\n");
+}
+
+function factsOf(task: JobSummary["tasks"][number], output: Pick<CommandContext["output"], "time">): string {
+  const { state, startTime, endTime, exitCode, progress } = task;
+  const facts = [state, `begun ${output.time(startTime)}`];
+  if (endTime !== null) facts.push(`took ${formatDuration(Date.parse(endTime) - Date.parse(startTime))}`);
+  else if (progress !== null) facts.push(`${formatBytes(progress.doneBytes)} of ${formatBytes(progress.totalBytes)}`);
+  if (exitCode !== null) facts.push(`exit code ${exitCode}`);
+  return facts.join(", ");
 }

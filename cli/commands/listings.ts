@@ -75,7 +75,6 @@ A time is ${timeForms}.
 The last line counts the points that are listed, and adds up their bytes.
 
 Examples:
-  $ tidemark points list --disk web --vault azurite:/srv/azurite
   $ tidemark points list --disk web --last 20 --vault azurite:/srv/azurite
   $ tidemark points list --disk web --since "2 days ago" --app --vault dir:/v`,
     )

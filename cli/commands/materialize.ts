@@ -39,17 +39,13 @@ stopped.
   --force             an existing file is replaced when the new one is complete
   --in-place          an image, block device or page blob is written where it
                       differs; until the end it holds a mix of old and new
-  --in-place --force  the same, and the target may be the source that the disk
-                      is replicated from
+  --in-place --force  the target may be the source of the disk, too
 
 Examples:
   $ tidemark materialize --disk web --point latest --to back.img --vault dir:/v
-  $ tidemark materialize --disk web --point 3 --to web.vhd --format vhd \\
-      --vault dir:/v
   $ tidemark materialize --disk web --point "2 hours ago" --to web.img \\
       --in-place --force --vault dir:/v
-  $ tidemark materialize --disk web --point latest --to blob:web.vhd \\
-      --vault azurite:/v`,
+  $ tidemark materialize --disk web --point 3 --to blob:web.vhd --vault azurite:/v`,
     )
     .action(async (flags: MaterializeFlags) => await materialize(context, flags));
 }

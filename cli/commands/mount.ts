@@ -44,17 +44,15 @@ export function mountCommand(context: CommandContext): Command {
     .addHelpText(
       "after",
       `
-Blocks are fetched, proved and cached when a client reads them; sequential
-reads are fetched ahead. A mounted point cannot be pruned. An overlay belongs to
-one point: mount that point with it again to continue where clients left it.
+A mounted point cannot be pruned. An overlay belongs to one point: mount that
+point with it again to continue where clients left it.
 
 Examples:
   $ tidemark mount --disk web --point latest --vault dir:/srv/vault \\
       --listen unix:/run/web.sock
   $ nbdfuse /mnt/web.img 'nbd+unix:///web?socket=/run/web.sock'
   $ tidemark mount --disk web --point 2026-05-01T12:00:00Z --vault dir:/v \\
-      --listen tcp:127.0.0.1:10809 --writable --overlay web.overlay
-  $ qemu-system-x86_64 -drive file=nbd://127.0.0.1:10809/web,format=raw`,
+      --listen tcp:127.0.0.1:10809 --writable --overlay web.overlay`,
     )
     .action(async (flags: MountFlags) => await mount(context, flags));
 }

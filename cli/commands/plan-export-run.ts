@@ -20,11 +20,12 @@ import {
   type RuleOptions,
 } from "../plan/export/machines.ts";
 import { isRefusal } from "../plan/export/refusal.ts";
+import { loadFile, refuseFaults } from "../plan/plan-loading.ts";
 import { formatNumberOf } from "../quantities.ts";
 import { type VaultFlags, vaultAddress } from "../settings.ts";
 import { printable } from "../text.ts";
 import { type CommandContext, refuseInsideVault, withVault } from "./context.ts";
-import { loadFile, refuseFaults } from "./plan-loading.ts";
+import { tellFaults } from "./run-verbs.ts";
 
 export interface ExportFlags extends VaultFlags {
   readonly plan: string;
@@ -49,7 +50,7 @@ const madeStates: ReadonlySet<string> = new Set([
 export async function exportRun(context: CommandContext, name: string | undefined, flags: ExportFlags): Promise<void> {
   const { output, signal } = context;
   const { format, out } = flags;
-  const loaded = await loadFile(context, flags.plan);
+  const loaded = await loadFile(flags.plan, tellFaults(context));
   if (out !== undefined) await refuseInsideVault(flags, out, "file");
   const inventory = flags.inventory === undefined ? undefined : await readInventory(flags.inventory);
   const { run, made } = await withVault(context, flags, async ({ plans }, sink) => {
@@ -71,7 +72,7 @@ export async function exportRun(context: CommandContext, name: string | undefine
     const faults = exported.faults.map(({ path, what, remedy }): PlanFault => {
       return { path, error: new TidemarkError("INVALID_ARGUMENT", what, { remedy }) };
     });
-    refuseFaults(context, flags.plan, loaded, faults);
+    refuseFaults(flags.plan, loaded, faults, tellFaults(context));
     return;
   }
   const { text, ...rest } = exported;

@@ -3,9 +3,13 @@ import { Command, Option } from "commander";
 import { withVaultOptions } from "../settings.ts";
 import type { CommandContext } from "./context.ts";
 import type { ExportFlags } from "./plan-export-run.ts";
-import { withPlan } from "./plan-loading.ts";
 
 const formats: readonly ExportFlags["format"][] = ["arm", "bicep", "qemu", "libvirt"];
+
+/** Adds `--plan`. */
+export function withPlan(command: Command): Command {
+  return command.requiredOption("--plan <file>", "YAML file of the plan");
+}
 
 export function exportCommand(context: CommandContext): Command {
   const command = new Command("export").argument("[run]", "name of the run (default: the newest one of the plan)");

@@ -1,40 +1,25 @@
 /** `tidemark plan`: recovery plans, their runs and reports; and `tidemark failover` with a plan. */
 import { resolve } from "node:path";
 import { Command, Option } from "commander";
-import {
-  type Plan,
-  type PlanPreview,
-  type PlanRunSummary,
-  type StartFailoverOptions,
-  type StartPlanOptions,
-  type Vault,
-} from "../../engine/index.ts";
-import type { PlanPreviewSummary } from "../json.ts";
+import type { PlanPreview, PlanRunSummary, StartPlanOptions } from "../../engine/index.ts";
+import type { PlanPreviewSummary, VerbFields } from "../agent/failover-verbs.ts";
 import { writeNew } from "../new-file.ts";
 import { placedTarget } from "../plan/placed-target.ts";
+import { loadFile, refuseFaults } from "../plan/plan-loading.ts";
 import { planPage } from "../plan/plan-page.ts";
 import { planJsonSchema } from "../plan/plan-schema.ts";
-import { describePlan, describePlanRun, describePreview, planGraph } from "../plan/plan-text.ts";
+import { describePlan, describePlanRun, planGraph } from "../plan/plan-text.ts";
 import { formatDuration, formatNumberOf } from "../quantities.ts";
 import { type VaultFlags, withVaultOptions } from "../settings.ts";
 import { type Column, fittedTable, printable } from "../text.ts";
 import { type CommandContext, refuseInsideVault, withVault } from "./context.ts";
-import { exportCommand } from "./plan-export.ts";
-import { loadFile, refuseFaults, withPlan } from "./plan-loading.ts";
-import { selectorOf, work } from "./run-verbs.ts";
+import { exportCommand, withPlan } from "./plan-export.ts";
+import { operate, tellFaults, textOf } from "./run-verbs.ts";
 
 interface PlanFlags extends VaultFlags {
   readonly plan: string;
-  readonly point?: string;
   readonly to?: string;
   readonly history?: true;
-}
-
-/** How a run of a plan is begun. */
-interface StartPlanFlags extends PlanFlags {
-  readonly dryRun?: true;
-  readonly ttl?: number;
-  readonly note?: string;
 }
 
 const example = (words: string): string => `\nExample:\n  $ tidemark plan ${words} --vault dir:/v`;
@@ -67,7 +52,7 @@ Examples:
     .description("print the order of a plan as a Mermaid flowchart")
     .addHelpText("after", "\nExample:\n  $ tidemark plan graph --plan shop.yaml > shop.mmd")
     .action(async (flags: PlanFlags) => {
-      const loaded = await loadFile(context, flags.plan);
+      const loaded = await loadFile(flags.plan, tellFaults(context));
       const mermaid = planGraph(loaded.plan);
       context.output.answer("plan graph", { plan: loaded.plan.name, mermaid }, mermaid);
     });
@@ -91,58 +76,40 @@ Examples:
 }
 
 /**
- * Begins a run of a plan, after it has shown what it is about to do. `source`: where machines are
- * written that name no source. Errors: INVALID_ARGUMENT for faults, those of the run.
+ * Begins a run of a plan, after it has shown what it is about to do. Errors: INVALID_ARGUMENT for
+ * faults, those of the run.
  */
 export async function startPlan(
   context: CommandContext,
   kind: StartPlanOptions["kind"],
-  flags: StartPlanFlags,
-  source: StartFailoverOptions["source"],
+  flags: VaultFlags & { readonly agent?: string; readonly dryRun?: true },
+  fields: VerbFields,
 ): Promise<void> {
   const { output } = context;
-  const { ttl: ttlMs, note } = flags;
-  const to = placedTarget(flags.to, ".");
-  const point = selectorOf(flags.point ?? "latest");
-  const loaded = await loadFile(context, flags.plan);
-  const machines = loaded.plan.machines.map((machine) => ({ ...machine, source: machine.source ?? source ?? null }));
-  const plan: Plan = { ...loaded.plan, machines };
-  await refuseTargetsInside(flags, plan, to);
-  const options = { plan, kind, point, to, ttlMs, note };
-  const previewed = async ({ plans }: Vault): Promise<PlanPreviewSummary> => {
-    const preview = await plans.preview({ ...options, signal: context.signal });
-    refuseFaults(context, flags.plan, loaded, preview.faults);
-    const { machines: previews, spreadMs, target } = preview;
-    return { plan: plan.name, kind, target, machines: previews, spreadMs };
-  };
-  const describe = (preview: PlanPreviewSummary): string => describePreview(preview, output);
-  if (flags.dryRun === true) {
-    const preview = await withVault(context, flags, previewed);
-    output.answer(`failover ${kind}`, preview, describe(preview));
-    return;
-  }
-  await work(context, `failover ${kind}`, flags, async (vault, more) => {
-    const preview = await previewed(vault);
-    output.item("preview", preview, describe(preview));
-    return await vault.plans.start({ ...options, ...more });
+  await operate(context, `failover ${kind}`, flags, fields, async (ask, request) => {
+    const preview = (await ask({ ...request, dryRun: true })) as PlanPreviewSummary;
+    if (flags.agent === undefined) await refuseTargetsInside(flags, [preview.target]);
+    if (flags.dryRun === true) return preview;
+    output.item("preview", preview, textOf(preview, output));
+    return await ask(request);
   });
 }
 
 async function check(context: CommandContext, flags: PlanFlags): Promise<void> {
   const { output, signal } = context;
-  const loaded = await loadFile(context, flags.plan);
+  const loaded = await loadFile(flags.plan, tellFaults(context));
   const { plan } = loaded;
   const isAlone = (flags.vault ?? "") === "";
   if (!isAlone) {
     const to = placedTarget(flags.to, ".");
-    await refuseTargetsInside(flags, plan, to);
+    await refuseTargetsInside(flags, to === undefined ? [plan.target, plan.testTarget] : [to]);
     const kinds = plan.testTarget === null ? (["unplanned"] as const) : (["unplanned", "test"] as const);
     const faults = await withVault(context, flags, async ({ plans }) => {
       const found: PlanPreview[] = [];
       for (const kind of kinds) found.push(await plans.preview({ plan, kind, to, signal }));
       return found.flatMap((preview) => preview.faults);
     });
-    refuseFaults(context, flags.plan, loaded, faults);
+    refuseFaults(flags.plan, loaded, faults, tellFaults(context));
   }
   const disks = plan.machines.reduce((sum, machine) => sum + machine.disks.length, 0);
   const counts = { machines: plan.machines.length, disks, groups: plan.groups.length };
@@ -157,7 +124,7 @@ async function check(context: CommandContext, flags: PlanFlags): Promise<void> {
 
 async function show(context: CommandContext, flags: PlanFlags): Promise<void> {
   const { output, signal } = context;
-  const { plan } = await loadFile(context, flags.plan);
+  const { plan } = await loadFile(flags.plan, tellFaults(context));
   const { name, machines, groups, cleanup, target, testTarget, objectives } = plan;
   const runs =
     flags.history === true
@@ -182,7 +149,7 @@ async function show(context: CommandContext, flags: PlanFlags): Promise<void> {
 
 async function list(context: CommandContext, flags: VaultFlags & { readonly plan?: string }): Promise<void> {
   const { output, signal } = context;
-  const plan = flags.plan === undefined ? undefined : (await loadFile(context, flags.plan)).plan.name;
+  const plan = flags.plan === undefined ? undefined : (await loadFile(flags.plan, tellFaults(context))).plan.name;
   const runs = await withVault(context, flags, async ({ plans }) => await plans.list({ plan, signal }));
   for (const run of runs) output.item("planRun", run);
   output.answer("plan list", { runs: runs.length }, tableOf(runs, output.columns));
@@ -227,12 +194,8 @@ function tableOf(runs: readonly PlanRunSummary[], columns: number): string {
   );
 }
 
-async function refuseTargetsInside(
-  flags: VaultFlags,
-  { target, testTarget }: Plan,
-  to: string | undefined,
-): Promise<void> {
-  for (const name of to === undefined ? [target, testTarget] : [to]) {
+async function refuseTargetsInside(flags: VaultFlags, targets: readonly (string | null)[]): Promise<void> {
+  for (const name of targets) {
     const [, folder] = /^(?:dir|instant:unix):(.+)$/s.exec(name ?? "") ?? [];
     if (folder !== undefined) await refuseInsideVault(flags, folder, "target");
   }

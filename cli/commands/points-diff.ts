@@ -22,9 +22,8 @@ export function addDiffCommand(context: CommandContext, points: Command): void {
     .addHelpText(
       "after",
       `
-Offsets and lengths are bytes. Chunks are compared by digest, and no data is read:
-nothing that differs is left out; a granule that was stored anew together with a
-neighbour counts as different. With --json every extent is a line.
+Offsets and lengths are bytes. No data is read: a granule that was stored anew
+together with a neighbour counts as different. With --json every extent is a line.
 
 Example:
   $ tidemark points diff --disk web --from 41 --to latest --vault dir:/v`,

@@ -46,10 +46,8 @@ export function protectCommand(context: CommandContext): Command {
     .addHelpText(
       "after",
       `
-Every write to the export is tracked; each cycle takes a point that holds
-exactly the writes acknowledged before it. The first ^C takes a last point, the
-second ends at once; nothing is lost either way. For several disks that are cut
-at one barrier, use \`tidemark agent\`.
+The first ^C takes a last point, the second ends at once; nothing is lost either
+way. For several disks that are cut at one barrier, use \`tidemark agent\`.
 
 Examples:
   $ tidemark protect web.img --disk web --vault dir:/srv/vault \\

@@ -34,15 +34,9 @@ export function pruneCommand(context: CommandContext): Command {
       "after",
       `
 The newest point of a disk stays, and so does a point that is pinned or being
-read. Ages count from the newest point, so a disk without new points loses none.
-Pruning frees no space: run \`tidemark collect\` afterwards. An agent prunes the
-disks that it protects. The points of a group stay or go on all its disks
-together.
-
-Policies:
-  days:7                      all of 2 hours, then one per 2 hours, for 7 days
-  bands:2h=all,1d=1h,30d=1d   up to each age, one point in so much time
-  keep:last=10,daily=30       what any of the rules keeps
+read. Ages count from the newest point. Pruning frees no space: run
+\`tidemark collect\` afterwards. The points of a group stay or go together.
+\`tidemark retention simulate --help\` explains the policies.
 
 Examples:
   $ tidemark prune --policy days:7 --dry-run --vault azurite:/srv/azurite

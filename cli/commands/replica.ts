@@ -78,10 +78,8 @@ function addRun(context: CommandContext, replica: Command): void {
     .addHelpText(
       "after",
       `
-The target must not exist at first; the content of a device is written over.
-Only what differs between two points is written. A replica that another program
-has written since, or that a crash has torn, is compared whole. The point that
-it holds is pinned. Do not use the target while the command runs.
+The target must not exist at first; the content of a device is written over. The
+point that it holds is pinned. Do not use the target while the command runs.
 
 Examples:
   $ tidemark replica run --disk web --to file:/srv/web.vhd --vault dir:/v

@@ -58,16 +58,12 @@ An NBD export is nbd://HOST[:PORT]/EXPORT or nbd+unix:///EXPORT?socket=PATH;
 with nbds for TLS, and tls-certificates=FOLDER (ca-cert.pem, client-cert.pem,
 client-key.pem). A read-only export counts as still.
 
-A bitmap has to mark all changes since the point of --since; it may mark more.
-So add the bitmap before that point is taken and never clear it; add another
-bitmap before a later point. If --since is not the disk's newest point, the
-whole export is compared.
+A bitmap has to mark all changes since the point of --since: add it before that
+point is taken and never clear it. If --since is not the disk's newest point,
+the whole export is compared.
 
 Examples:
   $ tidemark replicate web.img --disk web --vault azurite:/srv/azurite
-  $ tidemark replicate /dev/vg0/web-snapshot --disk web --vault dir:/mnt/vault
-  $ TIDEMARK_VAULT="https://ACCOUNT.blob.core.windows.net/vault?SAS" \\
-      tidemark replicate web.img --disk web --json
   $ qemu-img bitmap --add vm.qcow2 b0; qemu-nbd -r -t -B b0 -k /run/n vm.qcow2 &
   $ tidemark replicate "nbd+unix:///?socket=/run/n" --disk vm
 

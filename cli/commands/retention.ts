@@ -1,6 +1,8 @@
 /** `tidemark retention simulate`: shows which of regular points a retention policy keeps. */
+
 import { Command, InvalidArgumentError } from "commander";
-import { describePolicy, parsePolicy, type SimulatedTimeline, simulateRetention } from "../../engine/index.ts";
+import { parsePolicy } from "../../engine/index.ts";
+import { describePolicy, type SimulatedTimeline, simulateRetention } from "../../engine/internal.ts";
 import type { AgeBand } from "../json.ts";
 import { formatCount, formatNumberOf, parseDuration } from "../quantities.ts";
 import { wholeNumber } from "../settings.ts";

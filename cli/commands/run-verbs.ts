@@ -3,22 +3,16 @@
  * the run, and goes on to serve its disks where it has instant targets.
  */
 import type { Command } from "commander";
-import type {
-  Failovers,
-  OperateOptions,
-  PlanRunDone,
-  Plans,
-  RunDone,
-  ServedRun,
-  StartFailoverOptions,
-  Vault,
-} from "../../engine/index.ts";
+import type { OperateOptions, ServedRun } from "../../engine/index.ts";
+import { formatFault } from "../agent/config.ts";
 import { askAgent } from "../agent/control-client.ts";
+import { carryOutVerb, type VerbDone, type VerbFields } from "../agent/failover-verbs.ts";
 import { agentSource } from "../agent-source.ts";
-import { describePlanRun } from "../plan/plan-text.ts";
+import type { TellFault } from "../plan/plan-loading.ts";
+import { describePlanRun, describePreview } from "../plan/plan-text.ts";
 import { formatBytes, formatDuration } from "../quantities.ts";
 import { describeRun } from "../run-text.ts";
-import type { VaultFlags } from "../settings.ts";
+import { definedIn, type VaultFlags } from "../settings.ts";
 import { printable } from "../text.ts";
 import { pointSelector } from "../times.ts";
 import { type CommandContext, withVault } from "./context.ts";
@@ -50,11 +44,9 @@ type VerbName =
 interface VerbFlags extends VaultFlags {
   /** Control socket of the agent that is to work on the run. */
   readonly agent?: string;
-  readonly listen?: string;
-  readonly note?: string;
 }
 
-/** The verbs of the control API: see `failover-runs.ts`. */
+/** The verbs of the control API: see `failover-verbs.ts`. */
 const agentVerbs: Readonly<Record<VerbName, string>> = {
   "failover test": "test",
   "failover planned": "planned",
@@ -70,91 +62,50 @@ const agentVerbs: Readonly<Record<VerbName, string>> = {
   reprotect: "reprotect",
 };
 
-const endingWords = { commit: "after", rollback: "rollback-after" } as const;
-
-/** How a failover ends, in the words of the control API. */
-export function endingText(ending: StartFailoverOptions["ending"]): string | undefined {
-  return ending == null ? undefined : `${endingWords[ending.action]}:${ending.afterMs}ms`;
-}
-
 /** What a list of runs or jobs says of `--agent`. */
-export const agentListing =
-  "With --agent it lists those of all vaults of the agent; runs of plans are not known there.";
+export const agentListing = "With --agent it lists those of all vaults of the agent.";
 
 export function withAgentOption(command: Command): Command {
   return command.option("--agent <socket>", "let the agent behind this control socket do it, instead of --vault");
 }
 
+/** Carries out a verb with these fields, here or in an agent. Errors: those of the verb. */
+export type Ask = (fields: VerbFields) => Promise<VerbDone>;
+
 /**
- * Carries out a verb on a run and prints what has become of the run. `fields`: what the verb has besides
- * the run, in the words of the control API.
+ * Carries out a verb of the control API, here or by the agent behind a control socket, and prints what
+ * has become of the run. `fields`: what the verb has. `steps` may ask several times, or not at all.
  */
 export async function operate(
   context: CommandContext,
   command: VerbName,
-  run: string,
   flags: VerbFlags,
-  verb: (runs: Failovers | Plans, options: OperateOptions) => Promise<RunDone | PlanRunDone>,
-  fields: object = {},
+  fields: VerbFields,
+  steps: (ask: Ask, fields: VerbFields) => Promise<VerbDone> = async (ask, given) => await ask(given),
 ): Promise<void> {
-  const { note, agent } = flags;
+  const { signal } = context;
+  const { agent } = flags;
+  const verb = { ...fields, verb: agentVerbs[command] };
   if (agent !== undefined) {
-    await askAgentTo(context, command, agent, { run, note, ...fields });
+    const ask: Ask = async (given) =>
+      (await askAgent(agent, { method: "POST", path: "/v1/failover", fields: given, signal })) as VerbDone;
+    printDone(context, command, await steps(ask, verb));
     return;
   }
-  await work(
-    context,
-    command,
-    flags,
-    async (vault, more) => await verb(await runsOf(vault, run, context.signal), { run, note, ...more }),
-  );
-}
-
-/** As `operate`, by the agent behind a control socket. Errors: AGENT_UNREACHABLE, and what the agent reports. */
-export async function askAgentTo(
-  { output, signal }: CommandContext,
-  command: VerbName,
-  agent: string,
-  fields: object,
-): Promise<void> {
-  const request = { method: "POST", path: "/v1/failover", fields: { verb: agentVerbs[command], ...fields } } as const;
-  const done = (await askAgent(agent, { ...request, signal })) as RunDone;
-  output.summary(command, done, `${describeRun(done, output)}\n${movedText(done)}`);
-}
-
-/** What works on this run: the runs of plans, or those of disks. */
-export async function runsOf(
-  { plans, failovers }: Vault,
-  run: string,
-  signal: AbortSignal,
-): Promise<Failovers | Plans> {
-  return (await plans.has(run, signal)) ? plans : failovers;
-}
-
-/** Begins a run or works on one, and prints what has become of it. */
-export async function work(
-  context: CommandContext,
-  command: VerbName | `failover ${StartFailoverOptions["kind"]}`,
-  flags: VerbFlags,
-  verb: (vault: Vault, options: Omit<OperateOptions, "run" | "note">) => Promise<RunDone | PlanRunDone>,
-): Promise<void> {
-  const { output } = context;
-  const print = (done: RunDone | PlanRunDone): void => {
-    const text = "machines" in done ? describePlanRun(done, output) : describeRun(done, output);
-    output.summary(command, done, `${text}\n${movedText(done)}`);
-  };
   const done = await withVault(context, flags, async (vault) => {
-    const isServing = servingCommands.includes(command) || (command === "reprotect" && flags.listen !== undefined);
+    const isServing = servingCommands.includes(command) || (command === "reprotect" && fields["listen"] !== undefined);
     const served: ServedRun[] = [];
     // The machines of a plan are served as soon as they are there: commands that follow look for them.
     const serve = async (run: string, cacheBytes: number): Promise<void> =>
       void served.push(await openRun(context, vault, run, cacheBytes));
+    const options = { ...workOptions(context), ...(isServing ? { serve } : {}) };
+    const ask: Ask = async (given) => await carryOutVerb(vault, given, { ...options, tellFault: tellFaults(context) });
     try {
-      const worked = await verb(vault, { ...workOptions(context), ...(isServing ? { serve } : {}) });
-      const isAlone = isServing && !("machines" in worked) && worked.disks.some(({ nbd }) => nbd !== null);
-      if (!isAlone && served.length === 0) return worked;
+      const worked = await steps(ask, verb);
+      const isAlone = isServing && "disks" in worked && worked.disks.some(({ nbd }) => nbd !== null);
+      if (!("run" in worked) || (!isAlone && served.length === 0)) return worked;
       // Scripts go on from here, while the command serves.
-      print(worked);
+      printDone(context, command, worked);
       if (isAlone) served.push(await openRun(context, vault, worked.run));
       await serveRuns(context, worked.run, served);
       return undefined;
@@ -162,10 +113,26 @@ export async function work(
       await closeRuns(served);
     }
   });
-  if (done !== undefined) print(done);
+  if (done !== undefined) printDone(context, command, done);
 }
 
-function movedText({ bytesWritten, bytesRead, elapsedMs }: RunDone | PlanRunDone): string {
+/** Prints each fault of a plan. */
+export function tellFaults({ output }: CommandContext): TellFault {
+  return (fault) => output.item("fault", fault, printable(formatFault(fault)));
+}
+
+function printDone({ output }: CommandContext, command: VerbName, done: VerbDone): void {
+  output.summary(command, done, textOf(done, output));
+}
+
+/** A run, or what a run would do, as text. */
+export function textOf(done: VerbDone, output: CommandContext["output"]): string {
+  if (!("run" in done)) return describePreview(done, output);
+  const text = "machines" in done ? describePlanRun(done, output) : describeRun(done, output);
+  return "elapsedMs" in done ? `${text}\n${movedText(done)}` : text;
+}
+
+function movedText({ bytesWritten, bytesRead, elapsedMs }: Extract<VerbDone, { bytesRead: number }>): string {
   return printable(
     `written ${formatBytes(bytesWritten)}, read ${formatBytes(bytesRead)} (${formatDuration(elapsedMs)})`,
   );
@@ -173,9 +140,8 @@ function movedText({ bytesWritten, bytesRead, elapsedMs }: RunDone | PlanRunDone
 
 /** What the work on a run needs of the command. */
 export function workOptions({ output, environment, signal }: CommandContext): Omit<OperateOptions, "run" | "note"> {
-  const defined = Object.entries(environment).filter((entry): entry is [string, string] => entry[1] !== undefined);
   return {
-    environment: Object.fromEntries(defined),
+    environment: definedIn(environment),
     openAgent: agentSource,
     signal,
     onProgress: output.progress.bind(output),

@@ -87,14 +87,13 @@ Example:
 
 async function store(context: CommandContext, { vault, seconds }: StoreFlags): Promise<void> {
   const { output, environment, signal } = context;
-  const { checkStore, openScratch } = await import("../stress/store-check.ts");
+  const { checkStore, openScratch, storeText } = await import("../stress/index.ts");
   const scratch = await openScratch(vault, environment, signal);
   const onStep = (text: string): void => output.step({ step: text }, `${text} …`);
   const report = await closing(
     scratch,
     async () => await checkStore({ open: scratch.open, vault: withoutSecrets(vault), seconds, onStep, signal }),
   );
-  const { storeText } = await import("../stress/report.ts");
   output.answer("stress store", report, storeText(report));
   if (!report.sound) context.exitCode = exitCodes.failed;
 }
@@ -102,13 +101,12 @@ async function store(context: CommandContext, { vault, seconds }: StoreFlags): P
 async function stress(context: CommandContext, flags: StressFlags): Promise<void> {
   const { output } = context;
   refuseOutOfBounds(flags);
+  const { progressText, reportText, runStress, stressPage } = await import("../stress/index.ts");
   const faults = await faultsOf(flags);
   const seed = flags.seed ?? randomInt(2 ** 31);
   // What cannot be written is found before the run.
   if (flags.report !== undefined) await writePage(flags.report, "", "a");
   const report = await inFolder(flags.keep, async (folder) => {
-    const { runStress } = await import("../stress/stress.ts");
-    const { progressText } = await import("../stress/report.ts");
     let nextLineMs = 0;
     return await runStress({
       vault: flags.vault,
@@ -132,11 +130,7 @@ async function stress(context: CommandContext, flags: StressFlags): Promise<void
       signal: context.signal,
     });
   });
-  if (flags.report !== undefined) {
-    const { stressPage } = await import("../stress/page.ts");
-    await writePage(flags.report, stressPage(report));
-  }
-  const { reportText } = await import("../stress/report.ts");
+  if (flags.report !== undefined) await writePage(flags.report, stressPage(report));
   output.answer("stress", report, reportText(report));
   if (report.verdict === "damaged") context.exitCode = exitCodes.damageFound;
   else if (report.verdict === "failed") context.exitCode = exitCodes.failed;
@@ -144,10 +138,7 @@ async function stress(context: CommandContext, flags: StressFlags): Promise<void
 
 /** Errors: INVALID_ARGUMENT for kinds that a run on this vault cannot have. */
 async function faultsOf({ faults, vault }: StressFlags): Promise<readonly FaultKind[]> {
-  const [{ faultKinds, parseFaults }, { impossibleFaults }] = await Promise.all([
-    import("../stress/schedule.ts"),
-    import("../stress/store.ts"),
-  ]);
+  const { faultKinds, impossibleFaults, parseFaults } = await import("../stress/index.ts");
   const reasons = await impossibleFaults(vault);
   if (faults === undefined) return faultKinds.filter((kind) => !reasons.has(kind));
   const named = parseFaults(faults);

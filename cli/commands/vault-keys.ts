@@ -79,8 +79,8 @@ Example:
       "after",
       `
 The state folder then holds what it takes to list, replicate, protect, prune
-and collect. To restore, mount, verify and heal takes the private key or the
-passphrase. The file is as secret as the names and sizes that it opens.
+and collect; to restore, mount, verify and heal still takes the private key or the
+passphrase.
 
 Example:
   $ tidemark vault keys enroll --state /var/lib/tidemark --vault dir:/v --key ops.key`,

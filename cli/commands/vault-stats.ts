@@ -13,9 +13,8 @@ export function addStatsCommand(context: CommandContext, vault: Command): void {
       "after",
       `
 LOGICAL is what the points would take as full images, UNIQUE what is left of that
-without holes and duplicates, STORED the same compressed. METADATA is what
-describes points. A chunk that disks share counts for each, but once in all.
-Every map of the vault is read.
+without holes and duplicates, STORED the same compressed. A chunk that disks share
+counts for each, but once in all.
 
 Example:
   $ tidemark vault stats --vault azurite:/srv/azurite`,

@@ -78,15 +78,13 @@ Example:
       "after",
       `
 \`vault.json\` is restored from its copy, a disk's list of points from the
-manifests of its points, also where an older head was put back, and records of
-collections from the segments. Nothing is guessed or deleted. A lost part of a
-map is named with the points that need it. A point that needs freed space is
-left out and named. A disk that needs no repair is not touched; a disk that
-needs it must have no writer. Heal damaged chunks with \`tidemark verify --heal\`.
+manifests of its points, and records of collections from the segments. Nothing is
+guessed or deleted. What is lost is named with the points that need it. A disk
+that needs repair must have no writer. Heal damaged chunks with
+\`tidemark verify --heal\`.
 
-Examples:
-  $ tidemark vault repair --vault azurite:/srv/azurite --dry-run
-  $ tidemark vault repair --vault azurite:/srv/azurite`,
+Example:
+  $ tidemark vault repair --vault azurite:/srv/azurite --dry-run`,
     )
     .action(async (flags: RepairFlags) => await repair(context, flags));
   addStatsCommand(context, vault);

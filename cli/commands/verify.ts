@@ -33,18 +33,15 @@ export function verifyCommand(context: CommandContext): Command {
     .addHelpText(
       "after",
       `
-Every chunk that the points need is fetched and compared with its digest; a
-chunk that several points share is fetched once. Damage is listed with the
-points and byte ranges that need the chunk.
+Every chunk that the points need is fetched and compared with its digest. Damage
+is listed with the points and byte ranges that need the chunk.
 
-With --heal, a damaged chunk is written again in its place if the image of
---source, or a duplicate in the vault, holds its content; points are then not
-compared with the image. Exit code 3 means that damage is left.
+With --heal, a damaged chunk is written again if the image of --source, or a
+duplicate in the vault, holds its content; points are then not compared with the
+image. Exit code 3 means that damage is left.
 
 Examples:
   $ tidemark verify --vault azurite:/srv/azurite
-  $ tidemark verify --disk web --point latest --vault azurite:/srv/azurite
-  $ tidemark verify --disk web --source web.img --vault azurite:/srv/azurite
   $ tidemark verify --disk web --source web.img --heal --vault dir:/srv/vault`,
     )
     .action(async (flags: VerifyFlags) => await verify(context, flags));

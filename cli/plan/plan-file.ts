@@ -8,9 +8,8 @@ import { type Plan, type PlanFault, type PlanMachine } from "../../engine/index.
 import { planActionsMax, planMachinesMax, planTarget, planTextMax } from "../../engine/internal.ts";
 import type { ConfigFault } from "../agent/config.ts";
 import { ConfigDocument, type Path } from "../agent/config-document.ts";
-import { type EntryFault, fault } from "../agent/fields.ts";
+import { type EntryFault, fault, meant } from "../agent/fields.ts";
 import { readOwnFile } from "../agent/own-file.ts";
-import { nearest } from "../agent/schema.ts";
 import { placedTarget } from "./placed-target.ts";
 import { planSchema, type WrittenMachine, type WrittenPlan } from "./plan-schema.ts";
 
@@ -75,13 +74,8 @@ function judge(document: ConfigDocument, { machines, groups, cleanup, target, te
     if (members.length === 0) document.fault(["groups", index, "machines"], "the group has no machine", "add one");
     for (const [place, name] of members.entries()) {
       const at: Path = ["groups", index, "machines", place];
-      const near = nearest(name, names);
       if (!names.includes(name))
-        document.fault(
-          at,
-          `there is no machine ${name}`,
-          near === undefined ? "add it to `machines`" : `did you mean ${near}?`,
-        );
+        document.fault(at, `there is no machine ${name}`, meant(name, names, "add it to `machines`"));
       else if (seen.has(name)) document.fault(at, `machine ${name} is in a group already`, "remove it here or there");
       seen.add(name);
     }

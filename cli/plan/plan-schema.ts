@@ -17,7 +17,6 @@ import {
   withDefault,
   written,
 } from "../agent/fields.ts";
-import { nearest } from "../agent/schema.ts";
 import { parseDuration } from "../quantities.ts";
 
 /** A plan as it is written, with the defaults of what is left out. */
@@ -61,44 +60,6 @@ export interface WrittenNic {
   readonly ip?: string | undefined;
 }
 
-/** Every field of every section: an unknown one may be meant for one of these. */
-const fieldNames = [
-  "plan",
-  "machines",
-  "groups",
-  "cleanup",
-  "networks",
-  "testNetwork",
-  "target",
-  "testTarget",
-  "objectives",
-  "name",
-  "disks",
-  "source",
-  "os",
-  "osDisk",
-  "generation",
-  "size",
-  "nics",
-  "before",
-  "after",
-  "run",
-  "timeout",
-  "retries",
-  "pause",
-  "onFailure",
-  "manual",
-  "vcpus",
-  "memoryGiB",
-  "network",
-  "subnet",
-  "subnets",
-  "vnet",
-  "rpo",
-  "rto",
-] as const;
-const meant = (key: string): string | undefined => nearest(key, fieldNames);
-
 const name: Field<string> = written(
   (value) => (planName.test(value) ? value : fault),
   "is no name",
@@ -135,17 +96,14 @@ function named<Value>(of: Field<Value>): Field<Readonly<Record<string, Value>>> 
   };
 }
 
-const command = section(
-  {
-    run: text,
-    timeout: withDefault(duration(actionBounds.timeoutMs), "10m"),
-    retries: withDefault(number(0, actionBounds.retries), 0),
-    pause: withDefault(duration(actionBounds.pauseMs), "5s"),
-    onFailure: withDefault(oneOf(["stop", "continue"]), "stop"),
-  },
-  meant,
-);
-const manual = section({ manual: text }, meant);
+const command = section({
+  run: text,
+  timeout: withDefault(duration(actionBounds.timeoutMs), "10m"),
+  retries: withDefault(number(0, actionBounds.retries), 0),
+  pause: withDefault(duration(actionBounds.pauseMs), "5s"),
+  onFailure: withDefault(oneOf(["stop", "continue"]), "stop"),
+});
+const manual = section({ manual: text });
 
 const action: Field<PlanAction> = (value, path, faults) => {
   if (typeof value === "object" && value !== null && "manual" in value) {
@@ -168,52 +126,40 @@ const generation: Field<1 | 2> = written(
 const size: Field<WrittenSize> = (value, path, faults) =>
   typeof value === "string"
     ? text(value, path, faults)
-    : section({ vcpus: number(1, 1024), memoryGiB: number(0.5, 65_536) }, meant)(value, path, faults);
+    : section({ vcpus: number(1, 1024), memoryGiB: number(0.5, 65_536) })(value, path, faults);
 
-const nic = section(
-  {
-    network: text,
-    subnet: optional(text),
-    ip: optional(
-      written((value) => (isIP(value) === 0 ? fault : value), "is no address", "write it as 10.0.0.4 or fd00::4"),
-    ),
-  },
-  (key) => nearest(key, [...fieldNames, "ip"]),
-);
+const nic = section({
+  network: text,
+  subnet: optional(text),
+  ip: optional(
+    written((value) => (isIP(value) === 0 ? fault : value), "is no address", "write it as 10.0.0.4 or fd00::4"),
+  ),
+});
 
-const machine: Field<WrittenMachine> = section(
-  {
-    name,
-    disks: list(text),
-    source: optional(text),
-    os: optional(oneOf(["linux", "windows"])),
-    osDisk: optional(text),
-    generation: optional(generation),
-    size: optional(size),
-    nics: withDefault(list(nic), []),
-  },
-  meant,
-);
+const machine: Field<WrittenMachine> = section({
+  name,
+  disks: list(text),
+  source: optional(text),
+  os: optional(oneOf(["linux", "windows"])),
+  osDisk: optional(text),
+  generation: optional(generation),
+  size: optional(size),
+  nics: withDefault(list(nic), []),
+});
 
 const dayMs = 86_400_000;
 
-export const planSchema: Field<WrittenPlan> = section(
-  {
-    plan: name,
-    machines: list(machine),
-    groups: list(section({ machines: list(text), before: actions, after: actions }, meant)),
-    cleanup: actions,
-    networks: withDefault(named(section({ vnet: text, subnets: withDefault(named(text), {}) }, meant)), {}),
-    testNetwork: optional(text),
-    target: optional(text),
-    testTarget: optional(text),
-    objectives: withDefault(
-      section({ rpo: optional(duration(30 * dayMs)), rto: optional(duration(30 * dayMs)) }, meant),
-      {},
-    ),
-  },
-  meant,
-);
+export const planSchema: Field<WrittenPlan> = section({
+  plan: name,
+  machines: list(machine),
+  groups: list(section({ machines: list(text), before: actions, after: actions })),
+  cleanup: actions,
+  networks: withDefault(named(section({ vnet: text, subnets: withDefault(named(text), {}) })), {}),
+  testNetwork: optional(text),
+  target: optional(text),
+  testTarget: optional(text),
+  objectives: withDefault(section({ rpo: optional(duration(30 * dayMs)), rto: optional(duration(30 * dayMs)) }), {}),
+});
 
 type JsonSchema = Readonly<Record<string, unknown>>;
 

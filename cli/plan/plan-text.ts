@@ -3,7 +3,7 @@ import type { Plan, PlanAction, PlanPreview, PlanRunSummary } from "../../engine
 import type { Output } from "../output.ts";
 import { formatDuration, formatNumberOf } from "../quantities.ts";
 import { commandOf } from "../run-text.ts";
-import { type Column, fields, fittedTable, printable } from "../text.ts";
+import { type Column, fields, fittedTable, linesOf, printable } from "../text.ts";
 
 type Lines = (readonly [name: string, text: string])[];
 
@@ -121,7 +121,7 @@ export function describePlanRun(run: PlanRunSummary, output: Pick<Output, "time"
     ...(run.successful === null ? [] : [["successful", run.successful ? "yes" : "no"] as const]),
     ...several(
       "printed",
-      job?.steps.flatMap(({ step, output: text }) => (text ? [`step ${step}: ${text.trimEnd()}`] : [])) ?? [],
+      job?.steps.flatMap(({ step, output: text }) => (text ? linesOf(`step ${step}: ${text}`) : [])) ?? [],
     ),
     ...several("failed", failures ?? []),
     ...(run.waiting === null
@@ -132,6 +132,8 @@ export function describePlanRun(run: PlanRunSummary, output: Pick<Output, "time"
         ])),
     ...several("allowed", allowed.length === 0 ? ["nothing"] : allowed.map((each) => commandOf(each, run.run))),
     ...several("left behind", run.leftovers),
+    ...several("may be deleted", run.mayBeDeleted.length === 0 ? ["nothing"] : run.mayBeDeleted),
+    ...several("still needed", run.stillNeeded),
     ...several(
       "notes",
       run.notes.map(({ time, text }) => `${output.time(time)} ${text}`),

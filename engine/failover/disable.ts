@@ -85,7 +85,7 @@ export async function disableDisk(context: VaultContext, options: DisableOptions
   ];
   if (!purges) {
     const reason = (await readClaim(place))?.disabled?.reason ?? "NotSpecified";
-    const points = "all points of the disk: `tidemark disks disable --purge` removes them";
+    const points = `all points of the disk: \`tidemark disks disable --disk ${disk} --purge\` removes them`;
     const leftBehind = { source, vault: [points], targets };
     return { disk, reason, purged: false, removedPoints: 0, freedBytes: null, leftBehind, elapsedMs: since(startedAt) };
   }
@@ -164,7 +164,8 @@ async function targetsOf(context: VaultContext, disk: string, runs: readonly Run
     );
     for (const member of document.members) {
       if (member.disk !== disk) continue;
-      if (isCommitted) found.add(`${targetName(member.target)} on ${document.host}, which run ${document.run} made`);
+      const what = document.kind === "failback" ? "to which the disk went back by" : "made by";
+      if (isCommitted) found.add(`${targetName(member.target)} on ${document.host}, ${what} run ${document.run}`);
       else if (!hasEnded(document.state))
         for (const left of await leftoversOf(context, document)) found.add(`${left}, of run ${document.run}`);
     }

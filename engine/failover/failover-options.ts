@@ -12,13 +12,13 @@ export interface RunServer {
 
 /** What effects need of their caller. */
 export interface FailoverOptions extends OperationOptions {
-  /** Opens the agent behind a control socket. Absent: a run that names one cannot be worked on. */
+  /** @internal Opens the agent behind a control socket. Absent: a run that names one cannot be worked on. */
   readonly openAgent?: ((socket: string) => SourceSite) | undefined;
-  /** Serves runs in this process. Absent: a command does, in the foreground. */
+  /** @internal Serves runs in this process. Absent: a command does, in the foreground. */
   readonly server?: RunServer | undefined;
   /**
-   * Of plans: begins to serve the instant targets of a machine's run, before the commands that follow
-   * it. `cacheBytes`: memory for each of its disks. Absent: the run is begun and not served.
+   * @internal Of plans: begins to serve the instant targets of a machine's run. `cacheBytes`: memory for each
+   * of its disks. Absent: they are not served.
    */
   readonly serve?: ((run: string, cacheBytes: number) => Promise<void>) | undefined;
   /** Environment of check and shutdown commands. Default: empty. */

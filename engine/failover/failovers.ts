@@ -37,9 +37,10 @@ import {
   refused,
   refuseElsewhere,
   refusePresent,
+  stopped,
 } from "./run-checks.ts";
 import { isReprotected, isServable, servedBy } from "./run-facts.ts";
-import { endingDueMs, endJob, endTask, withJob, withTask } from "./run-jobs.ts";
+import { endingDueMs, endJob, endTask, noting, withJob, withTask } from "./run-jobs.ts";
 import { type DiskAtPoint, directionOf, membersOf, refuseOtherFailback } from "./run-members.ts";
 import { StopRequests, stopJob } from "./run-request.ts";
 import { createRun, HeldRun, isWorkedOn, listRuns, readRun } from "./run-store.ts";
@@ -109,8 +110,7 @@ export class Failovers {
   }
 
   /**
-   * Takes the disks of a reprotected failover back to images or devices that are there, by
-   * differences: synchronizes while the disks go on, then takes the last point and applies. Works
+   * Takes the disks of a reprotected failover back to images or devices, by differences. Works
    * until the run waits for an operation.
    *
    * @throws as `start`; `INVALID_ARGUMENT` when the disks of `run` are not where it took them.
@@ -234,10 +234,9 @@ export class Failovers {
   }
 
   /**
-   * Protects the disks of a committed failover at their new place, under their names: one point each,
-   * by differences. From then on they are replicated from there, and from nowhere else. With `listen`
-   * (`unix:PATH` or `tcp:HOST:PORT`) no point is taken here: `serve` then serves the disks there and
-   * takes their points.
+   * Protects the disks of a committed failover at their new place: one point each, by differences.
+   * With `listen` (`unix:PATH` or `tcp:HOST:PORT`), `serve` serves the disks there and takes their
+   * points.
    */
   async reprotect(options: OperateOptions & { readonly listen?: string | undefined }): Promise<RunDone> {
     const { listen } = options;
@@ -248,8 +247,8 @@ export class Failovers {
   }
 
   /**
-   * Commits the failover if it is not committed, and disables the protection of its disks: nothing goes
-   * on, and nothing goes back. The points stay.
+   * Commits the failover if it is not committed, and disables the protection of its disks. The
+   * points stay.
    */
   async completeMigration(options: OperateOptions): Promise<RunDone> {
     return await this.#operate("CompleteMigration", options);
@@ -260,10 +259,7 @@ export class Failovers {
     return await this.#operate("TestFailoverCleanup", options);
   }
 
-  /**
-   * Goes on with a run that was interrupted, or that failed. Where no work is left and the run's disks
-   * can be served, it changes nothing.
-   */
+  /** Goes on with a run that was interrupted, or that failed. */
   async resume(options: OperateOptions): Promise<RunDone> {
     const startedAt = performance.now();
     return await this.#track(async () => {
@@ -277,10 +273,8 @@ export class Failovers {
   }
 
   /**
-   * Serves the disks of a run over NBD, at the address that the run names: instant targets, and disks
-   * that `reprotect` was given an address for. Disks that are replicated from their targets are
-   * protected meanwhile. Other operations on the run are possible, except those that change the
-   * targets.
+   * Serves the disks of a run over NBD: instant targets, and disks that `reprotect` was given an
+   * address for, which are protected meanwhile.
    *
    * @throws `INVALID_ARGUMENT` when the run serves nothing in its state; `WRITER_ACTIVE` when another
    * process serves it or works on it, or the disks have been failed over again; `TARGET_FAILED` when
@@ -304,8 +298,8 @@ export class Failovers {
   }
 
   /**
-   * Stops the job that is under way, wherever its process is, or ends that of a dead process. The run
-   * stays in the state whose work was stopped: it can be resumed, cancelled or cleaned up.
+   * Stops the job that is under way, wherever its process is. The run can be resumed, cancelled or
+   * cleaned up.
    *
    * @throws `INVALID_ARGUMENT` when no job is under way; `WRITER_ACTIVE` when its process does not
    * answer.
@@ -436,12 +430,14 @@ export class Failovers {
     const startedAt = performance.now();
     const place = { store: this.#store, vault: this.#vaultId, signal: options.signal };
     await using held = await HeldRun.take(place, run);
-    await held.swap(await begin(held.document));
+    // What is over and what begins go into one swap: each takes the store some syncs.
+    let next = await begin(held.document);
     await using requests = new StopRequests(place, held.document);
     const signal = options.signal === undefined ? requests.signal : AbortSignal.any([options.signal, requests.signal]);
-    await using effects = new Effects(this.#context, held, { ...options, signal }, this.#vault);
-    for (let step = effectOf(held.document.state); step !== undefined; step = effectOf(held.document.state)) {
-      await held.swap(withTask(held.document));
+    const onProgress = noting(held, options.onProgress);
+    await using effects = new Effects(this.#context, held, { ...options, onProgress, signal }, this.#vault);
+    for (let step = effectOf(next.state); step !== undefined; step = effectOf(next.state)) {
+      await held.swap(withTask(next));
       try {
         await requests.check();
         await effects.carryOut(step.effect);
@@ -449,15 +445,15 @@ export class Failovers {
         // A crash test ends in an error that is none of ours: nothing is noted then, as after a kill.
         if (!(error instanceof TidemarkError) || hasCode(error, "SEAT_LOST")) throw error;
         const isInterrupted = hasCode(error, "INTERRUPTED");
-        const stopped = requests.signal.aborted ? "Cancelled" : "Suspended";
-        const state = isInterrupted ? stopped : "Failed";
+        const interrupted = requests.signal.aborted ? "Cancelled" : "Suspended";
+        const state = isInterrupted ? interrupted : "Failed";
         const ended = endTask(held.document, state, effects.takeCommands(), error);
         await held.swap(endJob({ ...ended, state: isInterrupted ? ended.state : step.failed }, state));
-        throw error;
+        throw stopped(run, error);
       }
-      await held.swap({ ...endTask(held.document, "Succeeded", effects.takeCommands(), null), state: step.done });
+      next = { ...endTask(held.document, "Succeeded", effects.takeCommands(), null), state: step.done };
     }
-    await held.swap(endJob(held.document, "Succeeded"));
+    await held.swap(endJob(next, "Succeeded"));
     const { bytesWritten, bytesRead } = effects;
     const summary = await describeRun(this.#context, { ...held.document, worker: null });
     return { ...summary, bytesWritten, bytesRead, elapsedMs: Math.round(performance.now() - startedAt) };

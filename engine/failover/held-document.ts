@@ -61,6 +61,7 @@ export class HeldDocument<Document extends Worked> implements AsyncDisposable {
   readonly #worker: WriterRecord;
   #document: Document;
   #etag: string;
+  #swapping: Promise<void> = Promise.resolve();
 
   private constructor(
     place: DocumentPlace<Document>,
@@ -111,10 +112,18 @@ export class HeldDocument<Document extends Worked> implements AsyncDisposable {
   }
 
   /**
-   * Swaps the document for `next`, also after the caller's signal has aborted. Errors: SEAT_LOST,
-   * STORE_UNREACHABLE.
+   * Swaps the document for `next`, or for what it makes of the document, also after the caller's signal
+   * has aborted. Swaps are done one after the other. Errors: SEAT_LOST, STORE_UNREACHABLE.
    */
-  async swap(next: Document): Promise<void> {
+  async swap(next: Document | ((present: Document) => Document)): Promise<void> {
+    const turn = this.#swapping.then(
+      async () => await this.#swap(typeof next === "function" ? next(this.#document) : next),
+    );
+    this.#swapping = turn.catch(() => undefined);
+    await turn;
+  }
+
+  async #swap(next: Document): Promise<void> {
     const { store, name, encode } = this.#place;
     const { signal } = this.#lease;
     const bytes = encode(next);

@@ -172,7 +172,7 @@ export class ImageReturn implements AsyncDisposable {
 
 function writtenMeanwhile(path: string): TidemarkError {
   return new TidemarkError("TARGET_FAILED", `${path} was written while the way back to it was prepared`, {
-    remedy: "stop the programs that write it, then run `tidemark jobs resume` with the run",
+    remedy: "stop the programs that write it",
     detail: { target: path },
   });
 }

@@ -43,21 +43,17 @@ export interface InstantOptions {
   readonly disk: string;
   /**
    * The point that a new image begins as: sequence number, id, `latest`, or an ISO time (the newest
-   * point not younger). An image that exists goes on as the point that it began as; a sequence
-   * number or id of another one is refused. Default: `latest`.
+   * point not younger). An image that exists goes on as its own. Default: `latest`.
    */
   readonly point?: string | undefined;
   /**
-   * Path of the image file. It is created, or continued; what belongs to it lies in the folder
-   * `PATH.tidemark` beside it.
+   * Path of the image file. It is created, or continued; its state is in the folder
+   * `PATH.tidemark`.
    */
   readonly image: string;
   /** Limits the copying in the background. Default: no limit. */
   readonly bandwidth?: Bandwidth | undefined;
-  /**
-   * How long a read of what has not been copied waits for a store that is away, in ms; then it
-   * fails. Default: 30 s.
-   */
+  /** How long a read waits for a store that is away, in ms. Default: 30 s. */
   readonly readWaitMs?: number | undefined;
   /** Memory for what is fetched, in bytes, at least 16 of the vault's blocks. Default: 128 MiB. */
   readonly cacheBytes?: number | undefined;
@@ -85,8 +81,8 @@ export interface InstantStatus {
   /** Path of the image. */
   readonly image: string;
   /**
-   * `hydrating`: the vault is needed. `hydrated`: the image holds everything. `stopped`: nothing is
-   * copied any more, because it is being closed.
+   * `hydrating`: the vault is needed. `hydrated`: the image holds everything. `stopped`: it is
+   * being closed.
    */
   readonly state: "hydrating" | "hydrated" | "stopped";
   readonly sizeBytes: number;
@@ -108,9 +104,9 @@ export interface InstantStatus {
 const markedAtOnce = 4096;
 
 /**
- * A disk that began as a point, on an image that is being filled. Serve `device` with an
- * `NbdServer`, or read and write it directly. Made by `vault.instant`; end it with `close` or
- * `await using`. What was written and flushed is there when it is opened again, also after a crash.
+ * A disk that began as a point, on an image that is being filled. Made by `vault.instant`; end it
+ * with `close` or `await using`. What was flushed is there when it is opened again, also after a
+ * crash.
  *
  * @example
  * ```ts
@@ -211,9 +207,8 @@ export class Instant implements AsyncDisposable {
   }
 
   /**
-   * Begins to take points of the disk, on top of the vault's newest one: the disk is from now on the
-   * one that its name stands for. Only what differs from that point is read. Once; the protection
-   * ends with `close`.
+   * Begins to take points of the disk, on top of the vault's newest one. Once; the protection ends
+   * with `close`.
    *
    * @throws TidemarkError INVALID_ARGUMENT the second time; and the errors of the store, which do not
    * end what has been opened: call it again.
@@ -234,8 +229,8 @@ export class Instant implements AsyncDisposable {
   }
 
   /**
-   * Ends the protection, saves what has been copied and which granules are marked, and closes the
-   * image. The front end must have stopped serving the device. Idempotent.
+   * Ends the protection and closes the image. The front end must have stopped serving the device.
+   * Idempotent.
    *
    * @throws TidemarkError when that cannot be saved.
    */

@@ -14,11 +14,11 @@ export interface ReplicaOptions extends OperationOptions {
   readonly once?: boolean | undefined;
   /** Told of each application that has ended. */
   readonly onApplied?: ((application: Application) => void) | undefined;
-  /** Told which point the target holds, each time that this has been looked at. */
+  /** @internal Told which point the target holds. */
   readonly onHolds?: ((held: HeldPoint) => void) | undefined;
-  /** Told before each wait for the next point; `wake` ends the wait, because there may be one. */
+  /** @internal Told before each wait for the next point; `wake` ends the wait. */
   readonly onIdle?: ((wake: () => void) => void) | undefined;
-  /** Between two looks for a new point, in ms. Default: 2,000. */
+  /** @internal Between two looks for a new point, in ms. Default: 2,000. */
   readonly pollMs?: number | undefined;
 }
 
@@ -59,9 +59,9 @@ export interface Application {
 }
 
 /**
- * `current`: the target holds the newest point. `behind`: an older one. `torn`: an application is under
- * way or was interrupted. `changed`: another program may have written the target. `missing`: there
- * is no target. `empty`: no point has been applied. `failed-over`: it is the target of a failover.
+ * `current`: the target holds the newest point. `behind`: an older one. `torn`: an application is
+ * under way or was interrupted. `changed`: another program may have written it. `empty`: no point
+ * has been applied. `failed-over`: it is the target of a failover.
  */
 export type ReplicaState = "current" | "behind" | "torn" | "changed" | "missing" | "empty" | "failed-over";
 

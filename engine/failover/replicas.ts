@@ -66,9 +66,8 @@ export class Replicas {
   }
 
   /**
-   * Brings a replica to the newest point, and makes it first if there is none at the target. Without
-   * `once`, it goes on with each new point until `signal` aborts, which is then no error, and waits for
-   * a store that is away.
+   * Makes a replica at the target, or brings it to the newest point. Without `once`, it goes on
+   * with each new point until `signal` aborts.
    *
    * @throws `DISK_NOT_FOUND`; `TARGET_EXISTS` when the target is no replica of the disk;
    * `WRITER_ACTIVE` when another process works on the replica; as `Vault.materialize`. Without `once`
@@ -117,8 +116,7 @@ export class Replicas {
   }
 
   /**
-   * Compares a replica with the point that it holds, byte by byte. What differs is in the summary, and
-   * the next application then compares all of the target.
+   * Compares a replica with the point that it holds. What differs is in the summary.
    *
    * @throws `INVALID_ARGUMENT`; `WRITER_ACTIVE`; `TARGET_FAILED` when the replica holds no point;
    * `INTERRUPTED`.

@@ -75,6 +75,15 @@ export function refusePresent({ run, members }: RunDocument, targets: readonly R
   });
 }
 
+/** The error of work that ended early, with the run that can go on from there. */
+export function stopped(run: string, { code, message, remedy, detail }: TidemarkError): TidemarkError {
+  const next = `the command to go on is \`tidemark jobs resume ${run}\`, and \`tidemark failover show ${run}\` says what else can be done`;
+  return new TidemarkError(code, `run ${run}: ${message}`, {
+    remedy: remedy === undefined ? next : `${remedy}; ${next}`,
+    detail: { ...detail, run },
+  });
+}
+
 /** The error for a run of which no job is under way. */
 export function noJob({ run, jobs }: RunDocument): TidemarkError {
   const last = jobs.at(-1);

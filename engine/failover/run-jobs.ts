@@ -1,11 +1,16 @@
 /**
- * Jobs and tasks in the document of a run: pure functions. A job is one operation on the run, a task
- * the work of one state.
+ * Jobs and tasks in the document of a run: pure functions, but for the notes of progress. A job is one
+ * operation on the run, a task the work of one state.
  */
 import type { TidemarkError } from "../errors.ts";
+import type { OperationOptions, Progress } from "../progress.ts";
 import type { RunDocument, RunError, RunJob, RunOperation, RunTask } from "../store/format/run.ts";
 import { runJobsMax } from "../store/format/run.ts";
+import type { HeldRun } from "./run-store.ts";
 import { isPending } from "./run-table.ts";
+
+/** How often the run in the vault says how far its work has come. */
+const progressEveryMs = 5_000;
 
 /** Begins a job. One that a dead process left behind ends here: the new one does its work. */
 export function withJob(document: RunDocument, operation: RunOperation, state: RunDocument["state"]): RunDocument {
@@ -29,6 +34,23 @@ export function withTask(document: RunDocument): RunDocument {
     error: null,
   };
   return changeJob(document, (job) => ({ ...job, tasks: [...job.tasks, task] }));
+}
+
+/** Passes reports on, and notes in the run every few seconds how far the task under way has come. */
+export function noting(held: HeldRun, onProgress: OperationOptions["onProgress"]): (progress: Progress) => void {
+  let notedAt = performance.now();
+  return (progress) => {
+    onProgress?.(progress);
+    if (performance.now() - notedAt < progressEveryMs) return;
+    notedAt = performance.now();
+    const { doneBytes, totalBytes } = progress;
+    const noted = (task: RunTask): RunTask =>
+      task.endMs === null ? { ...task, progress: { doneBytes, totalBytes } } : task;
+    const noteIn = (document: RunDocument): RunDocument =>
+      changeJob(document, (job) => ({ ...job, tasks: job.tasks.map(noted) }));
+    // A store that fails here fails at the next state, too.
+    held.swap(noteIn).catch(() => undefined);
+  };
 }
 
 /** Ends the newest task. */

@@ -1,8 +1,9 @@
 /** Disks of a new run: which way they go, and whether another run has them. */
 import { TidemarkError } from "../errors.ts";
-import type { RunDirection, RunMember, RunPoint } from "../store/format/run.ts";
+import type { RunDirection, RunDocument, RunMember, RunPoint } from "../store/format/run.ts";
 import { readClaim } from "../store/points/failover-claim.ts";
 import type { Store } from "../store/store.ts";
+import { isMoved } from "./run-facts.ts";
 import { listRuns, readRun } from "./run-store.ts";
 import { hasEnded } from "./run-table.ts";
 
@@ -33,6 +34,24 @@ export async function directionOf(place: VaultPlace, disks: readonly string[]): 
     return document.direction === "PrimaryToRecovery" ? "RecoveryToPrimary" : "PrimaryToRecovery";
   }
   return "PrimaryToRecovery";
+}
+
+/**
+ * Whether the disks of a committed run are where it took them; if not, the run that has them by now,
+ * if one has.
+ */
+export async function whereabouts(
+  place: Omit<VaultPlace, "signal">,
+  document: RunDocument,
+): Promise<{ readonly isThere: boolean; readonly successor: string | null }> {
+  if (!isMoved(document)) return { isThere: false, successor: null };
+  const owners = await Promise.all(
+    document.members.map(async ({ disk }) => (await readClaim({ ...place, disk }))?.run),
+  );
+  return {
+    isThere: owners.every((owner) => owner === document.run),
+    successor: owners.find((owner) => owner != null && owner !== document.run) ?? null,
+  };
 }
 
 /** A disk and the point that a run takes it to. */

@@ -12,10 +12,12 @@ import type {
   RunOperation,
   RunState,
 } from "../store/format/run.ts";
+import { Store } from "../store/store.ts";
 import type { Consistency } from "../volume.ts";
 import { leftoversOf } from "./effects.ts";
 import { isMoved, isServable } from "./run-facts.ts";
 import { endingDueMs } from "./run-jobs.ts";
+import { whereabouts } from "./run-members.ts";
 import { isWorkedOn } from "./run-store.ts";
 import { allowedOperations, effectOf, hasEnded, refusedOperations } from "./run-table.ts";
 import { uriOfDisk } from "./served-run.ts";
@@ -45,6 +47,8 @@ export interface RunSummary {
   readonly mayBeDeleted: readonly string[];
   /** What must not be deleted yet, and why. */
   readonly stillNeeded: readonly string[];
+  /** The run that has taken the disks on from where this one took them; null: none. */
+  readonly successor: string | null;
   /** What serves the disks of the run where `nbd` says; null: nothing has to. */
   readonly servedBy: "agent" | "command" | null;
   /** The host of local targets. */
@@ -101,6 +105,8 @@ export interface RunTaskSummary {
   readonly output: string | null;
   readonly exitCode: number | null;
   readonly error: { readonly code: string; readonly message: string; readonly remedy: string | null } | null;
+  /** How far the work on the present disk has come, as noted every few seconds; null: not known. */
+  readonly progress: { readonly doneBytes: number; readonly totalBytes: number } | null;
 }
 
 /** A run after an operation, and what the operation read and wrote. */
@@ -124,6 +130,7 @@ export async function describeRun(context: VaultContext, document: RunDocument):
   const isBusy = await isWorkedOn(document);
   const ended = hasEnded(state);
   const moved = isMoved(document);
+  const where = await whereabouts({ store: new Store(context.sink), vault: context.document.vault }, document);
   const servable = isServable(document);
   const dueMs = ttlMs === null || ended || kind !== "test" ? null : createdMs + ttlMs;
   const overdue = dueMs !== null && Date.now() > dueMs;
@@ -149,9 +156,10 @@ export async function describeRun(context: VaultContext, document: RunDocument):
     })),
     point: selector,
     target,
-    ...operationsOf(document, isBusy),
+    ...operationsOf(document, isBusy, where),
     leftovers: ended || moved ? [] : await leftoversOf(context, document),
-    ...adviceOf(document),
+    ...adviceOf(document, where),
+    successor: where.successor,
     servedBy: !servable ? null : document.serving?.byAgent === true ? "agent" : "command",
     host,
     created: iso(createdMs),
@@ -175,6 +183,7 @@ export async function describeRun(context: VaultContext, document: RunDocument):
         output: task.output,
         exitCode: task.exitCode,
         error: task.error,
+        progress: task.progress ?? null,
       })),
     })),
   };
@@ -184,15 +193,23 @@ export async function describeRun(context: VaultContext, document: RunDocument):
 function operationsOf(
   document: RunDocument,
   isBusy: boolean,
+  { isThere, successor }: Whereabouts,
 ): Pick<RunSummary, "allowedOperations" | "refusedOperations"> {
   const { state, direction } = document;
-  const goesBack = state === "Protected" && direction === "PrimaryToRecovery" && isMoved(document);
+  const goesBack = state === "Protected" && direction === "PrimaryToRecovery" && isThere;
   const allowed = [...allowedOperations(state), ...(goesBack ? (["Failback"] as const) : [])];
   // Where no work is left, Resume serves the disks again.
   if (isServable(document)) allowed.push("Resume");
   if (!isBusy) {
     const refused = refusedOperations(state).filter(({ operation }) => !allowed.includes(operation));
-    return { allowedOperations: allowed, refusedOperations: refused };
+    const hasGone = ({ operation }: { readonly operation: RunOperation }): boolean =>
+      operation === "Failback" && successor !== null;
+    return {
+      allowedOperations: allowed,
+      refusedOperations: refused.map((each) =>
+        hasGone(each) ? { ...each, reason: `run ${successor} has the disks now` } : each,
+      ),
+    };
   }
   const reason = "a process works on the run";
   return { allowedOperations: [], refusedOperations: allowed.map((operation) => ({ operation, reason })) };
@@ -208,7 +225,13 @@ function checkFailed({ jobs }: RunDocument): boolean {
   return checks.at(-1)?.state !== "Succeeded";
 }
 
-function adviceOf(document: RunDocument): Pick<RunSummary, "mayBeDeleted" | "stillNeeded"> {
+type Whereabouts = Awaited<ReturnType<typeof whereabouts>>;
+
+/** What may be deleted now, and what may not. */
+export function adviceOf(
+  document: RunDocument,
+  { isThere, successor }: Whereabouts,
+): Pick<RunSummary, "mayBeDeleted" | "stillNeeded"> {
   const { kind, state, members, run } = document;
   const disks = members.map(({ disk }) => JSON.stringify(disk)).join(", ");
   const targets = members.map(({ target }) => targetName(target)).join(", ");
@@ -216,11 +239,23 @@ function adviceOf(document: RunDocument): Pick<RunSummary, "mayBeDeleted" | "sti
     .filter(({ target }) => target.kind === "device" && target.replica === undefined)
     .map(({ target }) => targetName(target));
   const sources = `the source of ${disks}`;
+  if (isMoved(document) && !isThere) {
+    const other = `run ${successor} has the disks now: \`tidemark failover show ${successor}\` says what may be deleted`;
+    return { mayBeDeleted: [], stillNeeded: [successor === null ? `${targets}: the disks may live there` : other] };
+  }
   if (isMoved(document)) {
-    return {
-      mayBeDeleted: [`the former source of ${disks}`],
-      stillNeeded: [`${targets}: the disks live there now`, "the vault's points: the disks are compared with them"],
-    };
+    const origins = members.flatMap(({ origin }) => (origin === null ? [] : [origin.path]));
+    const former = `the former source of ${disks}${origins.length === 0 ? "" : `: ${origins.join(", ")}`}`;
+    const present = `${targets}: the disks live there now`;
+    if (state !== "MarkedForDeletion")
+      return {
+        mayBeDeleted: [former],
+        stillNeeded: [present, "the vault's points: the disks are compared with them"],
+      };
+    const purges = members.map(
+      ({ disk }) => `the points of ${JSON.stringify(disk)}: \`tidemark disks disable --disk ${disk} --purge\``,
+    );
+    return { mayBeDeleted: [former, ...purges], stillNeeded: [present] };
   }
   if (hasEnded(state)) {
     return {

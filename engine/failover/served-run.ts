@@ -173,7 +173,7 @@ export class ServedRun implements AsyncDisposable {
   }
 
   /**
-   * Ends serving, then closes the images. With `drain`, a last point of each protected disk is taken
+   * Ends serving and closes the images. With `drain`, takes a last point of each protected disk
    * first, until `signal` aborts. Idempotent.
    *
    * @returns why a last point could not be taken; undefined if all were taken or none was wanted.

@@ -30,8 +30,8 @@ export interface SourceSite {
   /** Takes a last point of each disk, of a group at one barrier, while they go on. */
   point(source: SourceDisks, signal: AbortSignal | undefined): Promise<void>;
   /**
-   * Brings the disks to rest, with a last point of each: nothing written before is lost. Gives what
-   * proves later that their images are unwritten, as far as that is known.
+   * Brings the disks to rest, with a last point of each. Gives what proves later that their images
+   * are unwritten.
    */
   stop(source: SourceDisks, signal: AbortSignal | undefined): Promise<readonly RestingSource[]>;
   /** Protects the disks again. */
@@ -62,7 +62,7 @@ export async function takeLastPoint(
     await volume.close();
   }
   throw new TidemarkError("SOURCE_UNREADABLE", `${path} was written while its last point was taken`, {
-    remedy: "stop the programs that write it, then run `tidemark jobs resume` with the run",
+    remedy: "stop the programs that write it",
     detail: { path },
   });
 }

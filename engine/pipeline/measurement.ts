@@ -1,15 +1,17 @@
 /**
  * Kernels for benchmarks: what a worker thread runs, on the caller's thread and its own memory.
- * They are loaded on demand, so that importing the engine compiles no WASM.
  */
 import assert from "node:assert/strict";
 import { digestBytes, fingerprintBytes, granuleBytes } from "../limits.ts";
-import type * as Kernels from "./kernels.ts";
+import { createDigest, isZero } from "./kernels.ts";
 import { packChunk, unpackChunk } from "./lz4.ts";
 import { allocateSlabs, viewSlabs } from "./slabs.ts";
+import { expandSeed, openWasmKernels } from "./wasm-kernels.ts";
 
 /** The kernels over `data`. Granules are counted from its beginning. */
-export interface MeasuredKernels extends Pick<typeof Kernels, "createDigest" | "isZero"> {
+export interface MeasuredKernels {
+  readonly createDigest: typeof createDigest;
+  readonly isZero: typeof isZero;
   /** What the kernels work on, in place; the caller fills it. */
   readonly data: Buffer;
   /** What `fingerprint` gave: 16 bytes a granule, zeros for a granule of zeros. */
@@ -29,9 +31,7 @@ export interface MeasuredKernels extends Pick<typeof Kernels, "createDigest" | "
  * The kernels with `dataBytes` bytes to work on, whole granules. Key and seed are fixed, so results
  * can be compared.
  */
-export async function openKernels(dataBytes: number): Promise<MeasuredKernels> {
-  const { createDigest, isZero } = await import("./kernels.ts");
-  const { expandSeed, openWasmKernels } = await import("./wasm-kernels.ts");
+export function openKernels(dataBytes: number): MeasuredKernels {
   const shared = allocateSlabs({ slabCount: 1, slabBytes: dataBytes });
   const [slab] = viewSlabs(shared);
   assert(slab !== undefined, "one slab was asked for");

@@ -87,10 +87,7 @@ export interface CopiedDisk {
   readonly copied: string | null;
   /** How much older the newest copied point is, in ms; null: none is copied. */
   readonly lagMs: number | null;
-  /**
-   * Points that are missing in the target and older than its newest point. Points are only ever added
-   * at the end.
-   */
+  /** Points that are missing in the target and older than its newest point. */
   readonly tooOld: number;
   /** Points that could not be read back, and were passed over. */
   readonly damaged: number;

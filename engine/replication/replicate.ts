@@ -350,10 +350,7 @@ export interface ReplicateOptions extends OperationOptions {
    * read.
    */
   readonly changes?: ChangeSource | undefined;
-  /**
-   * A label for the new point. When it cannot be put on the committed point, a notice
-   * LABEL_NOT_SAVED says so.
-   */
+  /** A label for the new point. */
   readonly label?: string | undefined;
 }
 
@@ -367,7 +364,7 @@ export interface ReplicateSummary {
   readonly volumeBytes: number;
   /** Bytes read from the source. */
   readonly scannedBytes: number;
-  /** Bytes of the granules that differ from the parent point; granules that became zero count. */
+  /** Bytes of the granules that differ from the parent point. */
   readonly changedBytes: number;
   /** Bytes of the granules that became zero. */
   readonly zeroBytes: number;

@@ -5,10 +5,7 @@
  * list share variables, so they run one after the other.
  */
 
-/**
- * One check. `run` resolves when the check holds and rejects with an AssertionError, or the error
- * of a call, when it does not.
- */
+/** One check. `run` rejects when it does not hold. */
 export interface Check {
   /** The groups around the check, outermost first. */
   readonly group: readonly string[];

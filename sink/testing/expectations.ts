@@ -16,10 +16,7 @@ export interface OpenedSinks {
 
 /** What an adapter lets the suite do. */
 export interface SinkTraits {
-  /**
-   * Moves the clock by which leases expire, in milliseconds. Absent: the store has a clock of its
-   * own, and expiry is not checked.
-   */
+  /** Moves the clock by which leases expire, in ms. Absent: expiry is not checked. */
   readonly advanceMs?: (ms: number) => void;
 }
 

@@ -30,7 +30,7 @@ function options(kind: BenchKind, given: Partial<BenchOptions> = {}): BenchOptio
     seconds: 0.2,
     diskBytes: 64 * mib,
     hotBytes: 16 * mib,
-    points: 24,
+    points: 12,
     storeAddress: { address: `dir:${vault}` },
     openVaultSink: async () => await DirectorySink.open(vault),
     temporaryFolder: join(folder, "work"),
@@ -126,9 +126,9 @@ describe("each case about points that last proves its point and tells what it me
     const report = await runBench(options("prune"));
     await expectWhole(report);
     const { points = 0, removedPoints = 0, keptPoints = 0, requests = 0, writtenBytes = 0 } = report.counts;
-    expect(points).toBe(24);
-    expect(removedPoints + keptPoints).toBe(24);
-    expect(removedPoints).toBeGreaterThan(10);
+    expect(points).toBe(12);
+    expect(removedPoints + keptPoints).toBe(12);
+    expect(removedPoints).toBeGreaterThan(5);
     expect(requests).toBeGreaterThan(0);
     expect(writtenBytes).toBeGreaterThan(0);
   });
@@ -136,7 +136,7 @@ describe("each case about points that last proves its point and tells what it me
   test("open, twice, with what an hour of points writes", async () => {
     const report = await runBench(options("open", { runs: 2 }));
     await expectWhole(report);
-    expect(report.counts["points"]).toBe(24);
+    expect(report.counts["points"]).toBe(12);
     expect(report.counts["an hour of points every 5 s, metadataBytes"]).toBeGreaterThan(720 * 200);
     expect(report.steps.map(({ runs }) => runs)).toEqual([1, 2, 2]);
   });

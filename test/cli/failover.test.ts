@@ -16,7 +16,7 @@ it("carries runs from test to cancel, and lists runs and jobs", async () => {
   const run = String(listed.lines[0]?.["run"]);
   const shown = await place.run(["failover", "show", run, "--vault", "dir:vault"]);
   expect(shown.stdout).toMatch(/TestFailoverCompletionFailed/);
-  expect(shown.stdout).toMatch(/exit code 4: broken/);
+  expect(shown.stdout).toMatch(/exit code 4\n +broken/);
   expect(shown.stdout).toMatch(/Commit: a test is not committed/);
   expect(await place.json("failover", "commit", run)).toMatchObject({ code: 2, last: { code: "INVALID_ARGUMENT" } });
   expect(await place.json("failover", "cleanup", run, "--note", "it fails")).toMatchObject({

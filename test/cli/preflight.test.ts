@@ -1,10 +1,12 @@
 /** `tidemark check`: what it finds, and that it leaves nothing behind. */
+
 import { readdirSync } from "node:fs";
 import { describe, expect, it, onTestFinished } from "vitest";
 import { judgeAccount, judgeClock, judgeTls } from "../../cli/preflight/account-rules.ts";
 import type { Finding } from "../../cli/preflight/finding.ts";
 import { preflight, wayTo } from "../../cli/preflight/preflight.ts";
-import { type Sink, SinkDecorator, TidemarkError } from "../../engine/index.ts";
+import { type Sink, TidemarkError } from "../../engine/index.ts";
+import { SinkDecorator } from "../../engine/internal.ts";
 import { FaultySink } from "../../sink/faults.ts";
 import { Azurite, openSink, parseVaultSpec } from "../../sink/index.ts";
 import type { AccountFacts } from "../../sink/internal.ts";

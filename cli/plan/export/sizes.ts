@@ -8,7 +8,7 @@
  * The table follows Microsoft's pages of the series Dsv5, Esv5, Fsv2, Bsv2 and M. All these sizes take
  * premium disks.
  */
-import { nearest } from "../../agent/schema.ts";
+import { meant } from "../../agent/fields.ts";
 import { formatNumberOf } from "../../quantities.ts";
 import type { WrittenSize } from "../plan-schema.ts";
 import { type Refusal, refusal } from "./refusal.ts";
@@ -130,12 +130,10 @@ export function sizeNamed(name: string): Size | undefined {
 /** Sizes come and go: one that the table lacks is taken as it is written, if it can be one. */
 function unknownSize(written: string): ChosenSize | Refusal {
   if (/^Standard_[A-Z]\w*$/.test(written)) return { name: written, isExact: true, nicsMax: null };
+  const full = `Standard_${written.replace(/^Standard_/i, "")}`;
   const names = sizes.map(({ name }) => name);
-  const near = nearest(written, names) ?? nearest(`Standard_${written}`, names);
-  return refusal(
-    `${written} is no size of Azure`,
-    near === undefined ? "write a size such as Standard_D2s_v5, or {vcpus: 2, memoryGiB: 8}" : `did you mean ${near}?`,
-  );
+  const remedy = meant(full, names, "write a size such as Standard_D2s_v5, or {vcpus: 2, memoryGiB: 8}");
+  return refusal(`${written} is no size of Azure`, remedy);
 }
 
 function nearestSize(

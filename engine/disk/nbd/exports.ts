@@ -6,6 +6,7 @@ import { TidemarkError } from "../../errors.ts";
 import { GroupedCalls } from "../source/grouped-calls.ts";
 import { stringBytesMax } from "./protocol.ts";
 
+/** A device under a name. All connections to it share the device. */
 export interface NbdExport {
   /** At most 4096 bytes of UTF-8. May be empty: the export of clients that name none. */
   readonly name: string;

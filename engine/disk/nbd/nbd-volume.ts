@@ -19,11 +19,9 @@ import { NbdClient } from "./client.ts";
 import type { NbdConnectOptions, NbdTls } from "./client-handshake.ts";
 import { allocationContext, allocationFlag, type NbdEndpoint } from "./protocol.ts";
 
+/** How `NbdVolume.open` works. */
 export interface NbdVolumeOptions {
-  /**
-   * Contexts for `changed`, such as `qemu:dirty-bitmap:NAME`. A server tells only those that are
-   * asked for when we connect.
-   */
+  /** Contexts for `changed`, such as `qemu:dirty-bitmap:NAME`. */
   readonly bitmaps?: readonly string[] | undefined;
   /** How long the server may be silent while we wait for it, in ms. Default: 60 s. */
   readonly silenceMsMax?: number | undefined;
@@ -77,9 +75,7 @@ export class NbdVolume implements Volume, AsyncDisposable {
     return this.#client.read(offset, into);
   }
 
-  /**
-   * All that does not read as zeros, as far as the server knows; everything, when it tells nothing.
-   */
+  /** All that does not read as zeros, as far as the server tells. */
   async *allocated(sizeBytes: number): AsyncGenerator<Extent, void, undefined> {
     const length = Math.min(sizeBytes, this.#client.sizeBytes);
     if (!this.#client.hasContext(allocationContext)) {
@@ -90,18 +86,14 @@ export class NbdVolume implements Volume, AsyncDisposable {
   }
 
   /**
-   * What the bitmap marks as changed. Ranges are told whole, whether they hold data or not: a range
-   * that became a hole is a change too. Errors: SOURCE_NOT_FOUND when the export does not have this
-   * bitmap, SOURCE_UNREADABLE.
+   * What the bitmap marks as changed, holes too. Errors: SOURCE_NOT_FOUND when the export does not
+   * have this bitmap, SOURCE_UNREADABLE.
    */
   changed(bitmapContext: string): AsyncGenerator<Extent, void, undefined> {
     return this.#extents(bitmapContext, this.#client.sizeBytes, (flags) => (flags & dirtyFlag) !== 0);
   }
 
-  /**
-   * A read-only export cannot be written through NBD. For any other it is unknown whether it was
-   * still.
-   */
+  /** A read-only export counts as still. */
   async endScan(): Promise<Consistency> {
     return this.#client.readOnly ? "crash" : "fuzzy";
   }

@@ -33,19 +33,16 @@ export interface NbdServerOptions {
   readonly tls?: NbdTls | undefined;
   /** Time for the whole handshake. Default: 10,000 ms. */
   readonly handshakeMsMax?: number | undefined;
-  /**
-   * Clients that are served at one time; one that comes through the handshake beyond them is closed.
-   * A client that writes holds up to about 72 MiB. Default: 64.
-   */
+  /** Clients that are served at one time. Default: 64. */
   readonly connectionsMax?: number | undefined;
   /**
-   * Bytes of all replies to reads that could not be answered at once, made or under way; further
-   * reads wait. Each connection has 1 MiB besides. Default: 256 MiB.
+   * Bytes of replies that clients have not taken; further reads wait. Each connection has 1 MiB
+   * besides. Default: 256 MiB.
    */
   readonly replyBytesMax?: number | undefined;
   /**
-   * How long a client may take nothing of the replies that wait for it, or send nothing of a payload
-   * that it has begun, before its connection is ended. Default: 60,000 ms.
+   * How long a client may take no reply, or send nothing of a payload, before its connection is
+   * ended. Default: 60,000 ms.
    */
   readonly stalledMsMax?: number | undefined;
 }
@@ -138,8 +135,8 @@ export class NbdServer implements AsyncDisposable {
   }
 
   /**
-   * Offers `name` no more, and ends its connections once their requests under way are answered, by
-   * force after 10 s. A name that is not offered is no error.
+   * Offers `name` no more, and ends its connections once their requests are answered, by force
+   * after 10 s. Idempotent.
    */
   async removeExport(name: string): Promise<void> {
     const served = this.#table.remove(name);
@@ -151,8 +148,8 @@ export class NbdServer implements AsyncDisposable {
   }
 
   /**
-   * Stops listening and ends every connection once its requests under way are answered, by force
-   * after `graceMs`. Idempotent.
+   * Stops listening and ends every connection once its requests are answered, by force after
+   * `graceMs`. Idempotent.
    */
   close({ graceMs = graceMsDefault }: { readonly graceMs?: number } = {}): Promise<void> {
     this.#closing ??= this.#close(graceMs);

@@ -46,6 +46,10 @@ const watchesMax = 4;
 /** What must not change while a source is scanned. Two equal marks: it was still. */
 type StillnessMark = string;
 
+/**
+ * An image file or block device as a volume. Whether it was still while it was read is judged from
+ * outside: by the times of a file, by the kernel's counters of a device. In doubt a point is `fuzzy`.
+ */
 export class FileVolume implements Volume {
   readonly description: string;
   readonly #file: PositionalFile;

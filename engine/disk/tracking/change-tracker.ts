@@ -11,6 +11,10 @@
 import type { ChangeSource, Extent } from "../../volume.ts";
 import { DirtyBitmap } from "./dirty-bitmap.ts";
 
+/**
+ * A list of changes for programs that see the writes themselves: `replicate` then reads only these,
+ * as long as the list begins at the newest point.
+ */
 export class ChangeTracker implements ChangeSource {
   #since: string | undefined;
   #changed: DirtyBitmap;

@@ -57,10 +57,7 @@ export class ProtectedDisk implements BlockDevice {
   #open: OpenCut | undefined;
   /** The open cut, if it is exact: writes ask it before they are issued. */
   #keeper: OpenCut | undefined;
-  /**
-   * Resolves when the caller that prepares or holds a cut, and all callers in the queue before us,
-   * have let go.
-   */
+  /** Resolves when the caller that prepares or holds a cut, and all before us, have let go. */
   #turn: Promise<void> = Promise.resolve();
   /** Calls that are not done, those that wait at the gate included. */
   #underWay = 0;
@@ -290,7 +287,10 @@ export class ProtectedDisk implements BlockDevice {
    */
   closeClean(): Promise<void> {
     this.#closing ??= this.#close(async () => {
-      await this.#backing.flush();
+      await this.#backing.flush().catch(async (error: unknown) => {
+        await this.#tracking?.close();
+        throw error;
+      });
       this.#rest = await this.#tracking?.closeClean(this.#bases.newest, this.#current);
     });
     return this.#closing;
@@ -306,9 +306,7 @@ export class ProtectedDisk implements BlockDevice {
    * Idempotent.
    */
   close(): Promise<void> {
-    this.#closing ??= this.#close(async () => {
-      await this.#tracking?.close();
-    });
+    this.#closing ??= this.#close(async () => await this.#tracking?.close());
     return this.#closing;
   }
 

@@ -41,15 +41,12 @@ export interface PlanStepsParts {
   readonly place: PlanPlace & { readonly signal: AbortSignal };
   readonly failovers: Failovers;
   readonly held: HeldPlanRun;
-  /** Least memory that an instant target works with. */
-  readonly cacheBytesMin: number;
   readonly options: FailoverOptions;
 }
 
 export class PlanSteps {
   readonly #parts: PlanStepsParts;
   readonly #options: FailoverOptions;
-  #updating: Promise<void> = Promise.resolve();
   #failure: TidemarkError | undefined;
   #bytesWritten = 0;
   #bytesRead = 0;
@@ -105,17 +102,16 @@ export class PlanSteps {
     const document = (await findRun(this.#parts.place, run))?.document;
     if (serve === undefined || document === undefined || !isServable(document)) return false;
     const disks = this.#document.machines.reduce((sum, { points }) => sum + points.length, 0);
-    const cacheBytes = Math.max(this.#parts.cacheBytesMin, Math.floor(servedCacheBytes / disks));
-    if ((await servedImageOf(document)) === undefined) await serve(run, cacheBytes);
+    if ((await servedImageOf(document)) !== undefined) return true;
+    // Notes that an agent serves the run from now on, or a command.
+    await this.#parts.failovers.resume({ ...this.#options, run });
+    await serve(run, Math.floor(servedCacheBytes / disks));
     return true;
   }
 
   /** Swaps the document for what `change` makes of it, one swap after the other. */
   async update(change: (document: PlanRunDocument) => PlanRunDocument): Promise<void> {
-    const { held } = this.#parts;
-    const next = this.#updating.then(async () => await held.swap(change(held.document)));
-    this.#updating = next.catch(() => undefined);
-    await next;
+    await this.#parts.held.swap(change);
   }
 
   async #carryOut(index: number, step: PlanStep): Promise<void> {

@@ -13,8 +13,9 @@ import type { Consistency } from "../../volume.ts";
 import { leftoversOf } from "../effects.ts";
 import { isWorker } from "../held-document.ts";
 import { isMoved } from "../run-facts.ts";
+import { whereabouts } from "../run-members.ts";
 import { findRun } from "../run-store.ts";
-import type { JobSummary, RunTaskSummary } from "../run-summary.ts";
+import { adviceOf, type JobSummary, type RunTaskSummary } from "../run-summary.ts";
 import { allowedOperations, beginningOf, effectOf, hasEnded, refusedOperations } from "../run-table.ts";
 import { uriOfDisk } from "../served-run.ts";
 import { targetName } from "../target.ts";
@@ -56,6 +57,9 @@ export interface PlanRunSummary {
   readonly refusedOperations: readonly { readonly operation: RunOperation; readonly reason: string }[];
   /** What the machines' runs have made and not handed over, as far as this host can see. */
   readonly leftovers: readonly string[];
+  /** What of all machines may be deleted now, and what must not be yet, and why. */
+  readonly mayBeDeleted: readonly string[];
+  readonly stillNeeded: readonly string[];
   /** Of a test: whether all steps and its cleanup succeeded; null while that is open. */
   readonly successful: boolean | null;
   readonly notes: readonly { readonly time: string; readonly text: string }[];
@@ -149,6 +153,9 @@ export async function describePlanRun(
       leftovers.push(...(await leftoversOf(context, each)));
   const isEnded = hasEnded(state);
   const hasMoved = found.some((each) => each !== undefined && isMoved(each));
+  const begun = found.filter((each) => each !== undefined);
+  const places = await Promise.all(begun.map(async (each) => await whereabouts(place, each)));
+  const advice = begun.map((each, index) => adviceOf(each, places[index] ?? { isThere: false, successor: null }));
   const job = jobs.at(-1);
   const dueMs = ttlMs === null || isEnded || kind !== "test" ? null : createdMs + ttlMs;
   const isStuck = !isBusy && !isEnded && (effectOf(state) !== undefined || job?.state === "Failed");
@@ -176,8 +183,14 @@ export async function describePlanRun(
     objectives: plan.objectives,
     met: isMet(plan, rpoMs, rtoMs),
     waiting: waitingIn(job),
-    ...operationsOf(document, isBusy, hasMoved),
+    ...operationsOf(
+      document,
+      isBusy,
+      places.some(({ isThere }) => isThere),
+    ),
     leftovers,
+    mayBeDeleted: distinct(advice.flatMap(({ mayBeDeleted }) => mayBeDeleted)),
+    stillNeeded: distinct(advice.flatMap(({ stillNeeded }) => stillNeeded)),
     successful: kind !== "test" || !isEnded ? null : isGood(start) && leftovers.length === 0,
     notes: document.notes.map(({ timeMs, text }) => ({ time: iso(timeMs), text })),
     jobs: jobs.map((each, index) => describeJob(each, `${run}-${index + 1}`, isBusy)),
@@ -241,10 +254,10 @@ function describeJob(each: PlanJob, job: string, isBusy: boolean): PlanJobSummar
 function operationsOf(
   document: PlanRunDocument,
   isBusy: boolean,
-  hasMoved: boolean,
+  isThere: boolean,
 ): Pick<PlanRunSummary, "allowedOperations" | "refusedOperations"> {
   const state = stateOfPlan(document);
-  const goesBack = state === "Protected" && document.direction === "PrimaryToRecovery" && hasMoved;
+  const goesBack = state === "Protected" && document.direction === "PrimaryToRecovery" && isThere;
   const allowed = [...allowedOperations(state), ...(goesBack ? (["Failback"] as const) : [])];
   if (!isBusy) {
     const refused = refusedOperations(state).filter(({ operation }) => !allowed.includes(operation));
@@ -269,7 +282,7 @@ export function planJobsOf({ run, machines, jobs }: PlanRunSummary): JobSummary[
     tasks: steps.flatMap(({ what, state, startTime, endTime, output, exitCode, error }): RunTaskSummary[] => {
       if (startTime === null) return [];
       const taskState = taskStates[state] ?? (state as JobState);
-      return [{ name: what, state: taskState, startTime, endTime, output, exitCode, error }];
+      return [{ name: what, state: taskState, startTime, endTime, output, exitCode, error, progress: null }];
     }),
   }));
 }
@@ -288,6 +301,10 @@ function isMet({ objectives }: Plan, rpoMs: number, rtoMs: number | null): boole
   if (objectives.rpoMs !== null && rpoMs > objectives.rpoMs) return false;
   if (objectives.rtoMs === null) return true;
   return rtoMs === null ? null : rtoMs <= objectives.rtoMs;
+}
+
+function distinct(texts: readonly string[]): string[] {
+  return [...new Set(texts)];
 }
 
 function iso(timeMs: number): string {

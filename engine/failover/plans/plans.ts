@@ -13,7 +13,6 @@ import os from "node:os";
 import { watchedStore } from "../../disk/source/head-watch.ts";
 import { hasCode, TidemarkError, throwIfAborted } from "../../errors.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
-import { cacheBlocksMin } from "../../recovery/mount/block-cache.ts";
 import { planRunObjectName } from "../../store/format/names.ts";
 import { encodePlanRun, type Plan, type PlanRunDocument, type PlanRunMachine } from "../../store/format/plan-run.ts";
 import type { RunOperation } from "../../store/format/run.ts";
@@ -104,8 +103,7 @@ export class Plans {
   }
 
   /**
-   * Takes the machines of a reprotected run back, in the order of the plan, as `Failovers.failback` does
-   * with one.
+   * Takes the machines of a reprotected run back, in the order of the plan.
    *
    * @throws as `start`; `INVALID_ARGUMENT` when a machine is not where the run took it.
    */
@@ -206,8 +204,8 @@ export class Plans {
   }
 
   /**
-   * Goes on with a run that waits for a person, was interrupted, or failed. `step` (from 1) has been done
-   * by hand: work of a person, or a command that failed.
+   * Goes on with a run that waits for a person, was interrupted, or failed. `step` (from 1) has
+   * been done by hand.
    */
   async resume(options: OperateOptions & { readonly step?: number | undefined }): Promise<PlanRunDone> {
     const { step } = options;
@@ -355,8 +353,9 @@ export class Plans {
             const found = (await findRun(place, run))?.document;
             const refusal = refusalOf(operation, found);
             if (refusal !== undefined) throw refusal;
-            if (operation !== "Commit" && found !== undefined)
-              await refuseServed(found, `${commandsOfOperations[operation]} ${document.run}`);
+            if (operation === "Commit" || found === undefined) continue;
+            await options.server?.release(run);
+            await refuseServed(found, `${commandsOfOperations[operation]} ${document.run}`);
           }
           return withJob(withNote(await change(document, place), note), operation);
         }),
@@ -407,8 +406,7 @@ export class Plans {
   }
 
   #stepsOf(place: PlanPlace & { signal: AbortSignal }, held: HeldPlanRun, options: FailoverOptions): PlanSteps {
-    const cacheBytesMin = cacheBlocksMin * this.#context.document.blockBytes;
-    return new PlanSteps({ place, failovers: this.#failovers, held, options, cacheBytesMin });
+    return new PlanSteps({ place, failovers: this.#failovers, held, options });
   }
 
   /** Does what is left of the newest job, and gives what ended it when a step failed. */

@@ -102,6 +102,8 @@ export class HydratingImage implements BlockDevice {
       below: this.#below,
       blockBytes,
       bandwidth: options.bandwidth,
+      onFailure: ({ message }) =>
+        options.onNotice({ code: "IMAGE_NOT_FILLED", message: `the copy waits, and goes on by itself: ${message}` }),
       onComplete: async () => {
         await this.#below.retire();
         await this.#unpin();

@@ -54,6 +54,8 @@ export interface HydrationOptions {
   readonly blockBytes: number;
   /** Limits what is copied in the background; undefined: no limit. */
   readonly bandwidth: Bandwidth | undefined;
+  /** Called when the image takes nothing any more, until it has taken all again. */
+  readonly onFailure: (error: TidemarkError) => void;
   /** Called once, when everything is in the image, durably. */
   readonly onComplete: () => Promise<void>;
 }
@@ -131,8 +133,10 @@ export class Hydration implements BlockKeeper {
       }
       return isKept;
     } catch (error) {
+      const isKnown = this.#trouble !== undefined;
       this.#note(error);
       this.#imageFailure = this.#trouble;
+      if (!isKnown && this.#trouble !== undefined) this.#options.onFailure(this.#trouble);
       return false;
     }
   }

@@ -121,8 +121,8 @@ export class Mount implements AsyncDisposable {
   }
 
   /**
-   * Waits for requests under way, saves the overlay if it is kept, and releases the hold.
-   * Idempotent. Errors: those of `BlockDevice.flush`.
+   * Saves the overlay if it is kept, and releases the hold. Idempotent. Errors: those of
+   * `BlockDevice.flush`.
    */
   close(): Promise<void> {
     this.#closing ??= this.#close();

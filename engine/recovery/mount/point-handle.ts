@@ -30,6 +30,7 @@ const cacheBytesDefault: number = 64 * 1024 * 1024;
 const pieceBytesDefault: number = 1024 * 1024;
 const pieceBytesMax: number = 64 * 1024 * 1024;
 
+/** How `Vault.openPoint` works. */
 export interface OpenPointOptions {
   readonly disk: string;
   /** Sequence number, id, `latest`, or an ISO time (the newest point not younger). */
@@ -102,8 +103,7 @@ export class PointHandle implements AsyncDisposable {
   }
 
   /**
-   * Fills `into` with the bytes from `offset` on, of any alignment. `into` is the caller's; it must
-   * not be used until the promise settles, and after an error it may have been filled in part.
+   * Fills `into` with the bytes from `offset` on. It must not be used until the promise settles.
    *
    * @throws TidemarkError INVALID_ARGUMENT when the range does not lie inside the point, DAMAGED
    * when a chunk is not what the map says, DEVICE_FAILED once the handle is closed, and the errors
@@ -115,9 +115,8 @@ export class PointHandle implements AsyncDisposable {
   }
 
   /**
-   * The range in pieces, in order. A piece is a new buffer and the consumer's. The next pieces are
-   * fetched while the consumer works, as far as the cache allows. Leaving the loop ends the stream;
-   * the handle stays open.
+   * The range in pieces, in order. A piece is the consumer's. The next pieces are fetched
+   * meanwhile, as far as the cache allows.
    *
    * @throws TidemarkError at the call: INVALID_ARGUMENT. While iterating: INTERRUPTED, and as
    * `read`.
@@ -139,8 +138,7 @@ export class PointHandle implements AsyncDisposable {
   }
 
   /**
-   * The range as a Node stream of bytes, with its back-pressure. Destroying it ends it; the handle
-   * stays open.
+   * The range as a Node stream.
    *
    * @throws TidemarkError as `stream`; what fails while it is read destroys it with that error.
    */

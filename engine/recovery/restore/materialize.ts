@@ -246,10 +246,7 @@ export interface MaterializeOptions extends OperationOptions {
   readonly format?: ImageFormat | undefined;
   /** Default: `create`. A block device needs `in-place`, and `in-place` needs an existing target. */
   readonly mode?: MaterializeMode | undefined;
-  /**
-   * Allows to write over the file or device that this disk was last replicated from. Default:
-   * false, TARGET_IS_SOURCE.
-   */
+  /** Allows to write over the source of this disk. Default: false, TARGET_IS_SOURCE. */
   readonly overwriteSource?: boolean | undefined;
 }
 

@@ -393,7 +393,7 @@ async function translated<Result>(name: string, work: () => Promise<Result>): Pr
 
 function damagedLog(name: string, offset: number): TidemarkError {
   return new TidemarkError("DAMAGED", `the redo log ${name} is damaged where it holds byte ${offset} of the image`, {
-    remedy: "remove the log, then run `tidemark jobs resume` with the run: the image is compared with the vault",
+    remedy: "remove the log: the image is compared with the vault then",
     detail: { path: name, offset },
   });
 }
@@ -402,7 +402,7 @@ function failed(name: string, cause: unknown): TidemarkError {
   return fileError(cause, {
     code: "TARGET_FAILED",
     what: `cannot use ${name}`,
-    remedy: "check the disk that holds it, then run `tidemark jobs resume` with the run",
+    remedy: "check the disk that holds it",
     detail: { target: name },
   });
 }

@@ -110,7 +110,7 @@ function failed(path: string, cause: unknown): Error {
   return fileError(cause, {
     code: "TARGET_FAILED",
     what: `cannot read the target ${path}`,
-    remedy: "check the disk that holds it, then run `tidemark jobs resume` with the run",
+    remedy: "check the disk that holds it",
     detail: { target: path },
   });
 }

@@ -14,8 +14,7 @@ export type ImageFormat = "raw" | "vhd";
 
 /**
  * How a point is written out. `create`: the target must not exist. `replace`: an existing file is
- * replaced once the image is whole. `in-place`: an existing image, device or page blob is changed where it differs;
- * until the end it is neither its old self nor the point.
+ * replaced once the image is whole. `in-place`: an existing target is changed where it differs.
  */
 export type MaterializeMode = "create" | "replace" | "in-place";
 

@@ -23,9 +23,8 @@ import { cleaned, elapsedSince, recorded } from "./hook-record.ts";
 const thawMsDefault = 60_000;
 
 /**
- * Freezes and thaws an application. Neither method rejects for what the application does: the step
- * holds the outcome. A step succeeded if, and only if, its `exitCode` is 0. The protection calls
- * `thaw` once after each `freeze`, and no `freeze` before that `thaw` has settled.
+ * Freezes and thaws an application. The step holds the outcome: it succeeded if its `exitCode` is
+ * 0. The protection calls `thaw` once after each `freeze`.
  */
 export interface Hook {
   /** Brings the application to rest. Must settle soon after `signal` aborts. */
@@ -35,36 +34,29 @@ export interface Hook {
 }
 
 export interface CommandHookOptions {
-  /**
-   * The freeze command. Runs through `sh -c` and must exit with 0 once the application rests.
-   * Processes that it leaves running are `post`'s to end.
-   */
+  /** The freeze command. Runs through `sh -c` and must exit with 0 once the application rests. */
   readonly pre: string;
   /**
-   * The thaw command. Runs after each `pre` that was started, sometimes twice. Must exit with 0 if
-   * the application was at rest until now and is awake again.
+   * The thaw command. Runs after each `pre`, sometimes twice. Must exit with 0 if the application
+   * was at rest until now.
    */
   readonly post: string;
   /** The disk's name, which both commands get as TIDEMARK_DISK. */
   readonly disk: string;
-  /**
-   * Further environment variables. They override the hook's own. The commands inherit no other
-   * variable of this process.
-   */
+  /** Further environment variables. No variable of this process is inherited. */
   readonly env?: Readonly<Record<string, string>> | undefined;
   /** Working directory. Default: `/`, so that no unmount waits for the commands. */
   readonly cwd?: string | undefined;
   /** A thaw that takes longer is killed, in ms. Default: 60 000. */
   readonly thawTimeoutMs?: number | undefined;
-  /** Wall clock, in ms since 1970. Default: `Date.now`. */
+  /** @internal Wall clock, in ms since 1970. Default: `Date.now`. */
   readonly now?: (() => number) | undefined;
 }
 
 /**
- * A hook of two commands, each in a process group of its own. Their environment is PATH, HOME,
- * LANG, TIDEMARK_DISK, TIDEMARK_PHASE (`pre` or `post`) and TIDEMARK_POINT_TIME (ISO 8601, when the
- * freeze began; the same for both). If this process is killed during a freeze, a guard process runs
- * `post`.
+ * A hook of two commands. Their environment is PATH, HOME, LANG, TIDEMARK_DISK, TIDEMARK_PHASE
+ * (`pre` or `post`) and TIDEMARK_POINT_TIME (ISO 8601, when the freeze began). If this process is
+ * killed during a freeze, a guard process runs `post`.
  *
  * @example
  * ```ts
@@ -146,8 +138,7 @@ export interface FunctionHookOptions {
 }
 
 /**
- * A hook of two functions, for an application that runs in this process. It has no guard: if the
- * process is killed, the application ends with it.
+ * A hook of two functions, for an application that runs in this process.
  *
  * @example
  * ```ts

@@ -39,9 +39,9 @@ import type { Due } from "./schedule.ts";
 
 /**
  * `starting`: no session with the vault yet. `initial`: the first point ships what the disk holds.
- * `resyncing`: tracking was lost, so the disk is compared with the vault; earlier points stay
- * readable. `protecting`: every cycle gives a crash-consistent point. `waiting`: the store or the
- * writer lease cannot be had; writes go on and are tracked. `failed`: no points are taken any more.
+ * `resyncing`: tracking was lost, so the disk is compared with the vault. `protecting`: every cycle
+ * gives a point. `waiting`: the store or the writer lease cannot be had; writes are tracked.
+ * `failed`: no points are taken any more.
  */
 export type ProtectionState =
   | "starting"

@@ -26,9 +26,8 @@ export interface ProtectionStatus {
   /** Size of the disk. */
   readonly sizeBytes: number;
   /**
-   * Replication lag: how old the writes are that would be lost. Ages in ms, on a monotonic clock,
-   * of the newest cut whose data has been captured from the disk, has been shipped to the store,
-   * and whose point is committed. Null before the first.
+   * Replication lag: ages in ms of the newest cut that is captured from the disk, shipped to the
+   * store, and committed. Null before the first.
    */
   readonly lag: {
     readonly capturedMs: number | null;
@@ -49,10 +48,7 @@ export interface ProtectionStatus {
   readonly barrier: { readonly lastMs: number; readonly maxMs: number };
   /** Old content kept for the open cut, in bytes: in memory and spilled. */
   readonly preservedBytes: number;
-  /**
-   * Null before this process has pruned the disk for the first time, and where the policy keeps
-   * everything.
-   */
+  /** Null: this process has not pruned the disk, or its policy keeps all. */
   readonly lastPrune: LastPrune | null;
 }
 
@@ -64,10 +60,7 @@ export interface LastPrune {
   readonly removedPoints: number;
   /** Points that are left. */
   readonly keptPoints: number;
-  /**
-   * Of these, points that the policy does not keep, but that a reader holds or that were pinned
-   * since the prune was planned.
-   */
+  /** Of these, points that only a reader or a new pin keeps. */
   readonly heldPoints: number;
 }
 
@@ -85,10 +78,7 @@ export interface ProtectionPolicy {
   readonly barrierMsMax?: number | undefined;
   /** When the first replication may begin, in ms since 1970. Default: at once. */
   readonly startTimeMs?: number | undefined;
-  /**
-   * Which points stay: the others are dropped within about a minute after the point that makes them
-   * too old. Default: all stay.
-   */
+  /** Which points stay. Default: all. */
   readonly retention?: RetentionPolicy | undefined;
 }
 
@@ -107,14 +97,11 @@ export interface ProtectOptions {
   /** Disks that are cut together with this one. Absent: the disk is cut alone. */
   readonly group?: Group | undefined;
   /**
-   * Bytes of old content that an open cut keeps in memory. All disks of the process share 128 MiB, or
-   * 1/16 of memory if that is less. Default: all of it.
+   * Bytes of old content that an open cut keeps in memory. All disks of the process share 128 MiB
+   * or 1/16 of memory. Default: all of it.
    */
   readonly preservedBytesMax?: number | undefined;
-  /**
-   * Bytes of old content that an open cut keeps in a file in the state folder besides. Beyond that
-   * the cut is abandoned. Default: 4 GiB.
-   */
+  /** The same in a file of the state folder; beyond that the cut is abandoned. Default: 4 GiB. */
   readonly spillBytesMax?: number | undefined;
   /** Gets each event of the protection. */
   readonly onEvent?: ((event: ProtectionEvent) => void) | undefined;

@@ -154,9 +154,9 @@ export class Protection implements AsyncDisposable {
   }
 
   /**
-   * Takes a point now and resolves when it is committed, however long the store takes; failed
-   * cycles are repeated. If the application could not be brought to rest, the point is
-   * crash-consistent and its record says why. In a group, all members are cut together.
+   * Takes a point now and resolves when it is committed; failed cycles are repeated. If the
+   * application could not be brought to rest, the point is crash-consistent and its record says
+   * why.
    *
    * @throws TidemarkError INVALID_ARGUMENT if `applicationConsistent` is asked of a disk without a
    * hook; INTERRUPTED when `signal` aborts or the protection ends; the error that ended the
@@ -214,9 +214,8 @@ export class Protection implements AsyncDisposable {
   }
 
   /**
-   * Ends the protection and saves the exact marks. With `drain`, takes a last point first and waits
-   * for it until `signal` aborts. Without `drain`, changes stay marked and are in the next
-   * protection's first point. The front end must have stopped serving the device. Idempotent.
+   * Ends the protection; the front end must have stopped serving the device. With `drain`, takes a
+   * last point first, until `signal` aborts. Idempotent.
    *
    * @returns why the last point could not be taken; undefined if it was taken, not wanted or not
    * needed. The changes stay marked.
@@ -227,7 +226,7 @@ export class Protection implements AsyncDisposable {
     return await this.#stopped;
   }
 
-  /** Which point the image is, as `stop` has left it; undefined: it has not ended, or that is not known. */
+  /** @internal Which point the image is, as `stop` has left it; undefined: it has not ended, or that is not known. */
   get rest(): RestingImage | undefined {
     return restOf(this.#state, this.#protected, this.#source);
   }

@@ -39,9 +39,7 @@ export interface GroupRecord {
   readonly disks: readonly string[];
 }
 
-/**
- * What one command of a hook did. Its texts hold no control characters except line feeds and tabs.
- */
+/** What one command of a hook did. */
 export interface HookStep {
   readonly phase: "pre" | "post";
   /** At most 8,192 characters. */

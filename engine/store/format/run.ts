@@ -136,6 +136,13 @@ export interface RunTask {
   readonly output: string | null;
   readonly exitCode: number | null;
   readonly error: RunError | null;
+  /** How far the work on the present disk has come; absent: not known. */
+  readonly progress?: TaskProgress | undefined;
+}
+
+export interface TaskProgress {
+  readonly doneBytes: number;
+  readonly totalBytes: number;
 }
 
 export interface RunJob {
@@ -353,8 +360,13 @@ function readJob(fields: Fields): RunJob {
       output: task.textOrNull("output", outputText),
       exitCode: task.integerOrNull("exitCode"),
       error: task.nestedOrNull("error", readRunError),
+      ...(task.has("progress") ? { progress: task.nested("progress", readProgress) } : {}),
     })),
   };
+}
+
+function readProgress(fields: Fields): TaskProgress {
+  return { doneBytes: fields.integer("doneBytes"), totalBytes: fields.integer("totalBytes") };
 }
 
 export function encodeClaim(document: ClaimDocument): Uint8Array {

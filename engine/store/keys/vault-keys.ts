@@ -295,8 +295,8 @@ function keyOf(segment: string): {
 
 /** How a user gives a key. */
 export const keyRemedy: string =
-  "give the private key of a certificate of the vault with `--key FILE` or TIDEMARK_KEY_FILE, or its passphrase with TIDEMARK_PASSPHRASE_FILE; " +
-  "`tidemark copy` takes `--to-key` or `--to-passphrase-file` for its second vault";
+  "give the private key of a certificate of the vault with `--key FILE` or TIDEMARK_KEY_FILE, or its passphrase with " +
+  "TIDEMARK_PASSPHRASE_FILE; `tidemark copy` takes `--to-key` or `--to-passphrase-file` for its second vault";
 
 function cannotRead(): TidemarkError {
   return new TidemarkError(

@@ -193,10 +193,7 @@ export interface PinOptions {
   readonly disk: string;
   /** Sequence number, id, `latest`, or an ISO time (the newest point not younger). */
   readonly point: string;
-  /**
-   * Name of the pin, 1 to 200 characters without control characters. A point may have several pins
-   * of different names.
-   */
+  /** Name of the pin, 1 to 200 characters without control characters. */
   readonly name?: string | undefined;
   readonly onNotice?: ((notice: Notice) => void) | undefined;
   readonly signal?: AbortSignal | undefined;

@@ -35,10 +35,9 @@ export interface DiffOptions {
  * The extents in which `to` differs from `from`. The bytes of `from`, overwritten with these ranges
  * of `to`, are `to`.
  *
- * Extents are in bytes, ascending, disjoint, aligned to granules of 4 KiB but for the end of the
- * disk, and end where `to` ends. Behind the end of a shorter `from` it counts as zeros. Chunks are
- * compared by digest: no range that differs is left out; a granule whose bytes are equal is in an
- * extent only when it was stored anew, with a neighbour in its block that changed.
+ * Extents are in bytes, ascending, disjoint, and aligned to granules of 4 KiB but for the end of the
+ * disk. A shorter `from` counts as zeros behind its end. Chunks are compared by digest: a granule
+ * whose bytes are equal is in an extent only when it was stored anew with a neighbour.
  *
  * @example
  * ```ts
@@ -74,8 +73,7 @@ export class PointDiff implements AsyncIterable<Extent> {
   }
 
   /**
-   * Reads the maps and yields the extents. Each loop starts anew and holds both points until it
-   * ends or is left.
+   * Reads the maps and yields the extents. Both points are held meanwhile.
    *
    * @throws TidemarkError POINT_NOT_FOUND when a point has been pruned, DAMAGED,
    * FORMAT_UNSUPPORTED, INTERRUPTED and the errors of the store.

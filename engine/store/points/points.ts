@@ -299,8 +299,8 @@ export interface PointsOptions {
   /** Number of points, counted from the newest, at least 1. Default: all. */
   readonly limit?: number | undefined;
   /**
-   * Gets a notice for each page of points and each pin that cannot be read; points of such a page
-   * are left out. Absent: such a page ends the listing with DAMAGED.
+   * Gets a notice for each page of points and each pin that cannot be read. Absent: the listing
+   * ends with DAMAGED.
    */
   readonly onNotice?: ((notice: Notice) => void) | undefined;
   readonly signal?: AbortSignal | undefined;
@@ -316,10 +316,7 @@ export interface PointSummary {
   /** Time of the cut, ISO 8601 in UTC. */
   readonly time: string;
   readonly consistency: Consistency;
-  /**
-   * The group point that this point is a part of; null when there is none, or while a member disk
-   * has no point of it.
-   */
+  /** The group point that this point is a part of; null: none, or a member disk has no point of it. */
   readonly group: { readonly id: string; readonly name: string } | null;
   /** From the cut to the commit, in ms; null when it was not measured. */
   readonly lagMs: number | null;
@@ -333,19 +330,13 @@ export interface PointSummary {
   readonly storedBytes: number;
 }
 
-/**
- * A point of a listing, and what keeps it from being pruned. A pin or a hold of one member keeps
- * the whole group point.
- */
+/** A point of a listing. A pin or a hold of one member keeps the whole group point. */
 export interface ListedPoint extends PointSummary {
   /** Free text of a user; null when there is none. */
   readonly label: string | null;
   /** Whether a pin that has not expired keeps the point. */
   readonly pinned: boolean;
-  /**
-   * Whether a reader holds the point. The hold of a dead reader counts until the next prune clears
-   * it away.
-   */
+  /** Whether a reader holds the point; a dead reader does until the next prune. */
   readonly held: boolean;
   /**
    * When the whole point was last read back and proved, ISO 8601 in UTC; null when that is not
@@ -367,10 +358,7 @@ export interface PointDetail extends PointSummary {
   readonly proved: string | null;
   /** The group with which the point was cut; null for a point of one disk. */
   readonly group: GroupRecord | null;
-  /**
-   * True when a member disk of `group` has no point of it: then this point stands for its own disk
-   * alone.
-   */
+  /** True when a member disk of `group` has no point of it. */
   readonly groupIncomplete: boolean;
   /** How the hooks froze and thawed the application; null when there was no hook to call. */
   readonly application: ApplicationRecord | null;

@@ -83,10 +83,7 @@ export interface CollectSummary {
   readonly deletedSegments: number;
   /** Manifests, pages of points, and leaves and roots of maps that were deleted. */
   readonly deletedObjects: number;
-  /**
-   * Disks whose writers did not acknowledge in time. Nothing was freed then; the next collection
-   * goes on.
-   */
+  /** Disks whose writers did not acknowledge in time: nothing was freed. */
   readonly waitingFor: readonly string[];
   readonly elapsedMs: number;
 }

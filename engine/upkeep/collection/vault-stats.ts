@@ -27,25 +27,15 @@ import { LiveSet, walkBesideCollections } from "./live-set.ts";
 export interface SpaceCounts {
   /** Committed points. */
   readonly points: number;
-  /**
-   * The volume sizes of these points added up: what they would take as full images, holes included.
-   */
+  /** What these points would take as full images, holes included. */
   readonly logicalBytes: number;
-  /**
-   * Plain bytes of the chunks that these points refer to, each chunk once, in whole granules of 4
-   * KiB. Zeros and holes do not count.
-   */
+  /** Plain bytes of the chunks that these points refer to, each chunk once. */
   readonly uniqueBytes: number;
-  /**
-   * Bytes of the same chunks as they lie in segments, compressed. What dropped points left behind
-   * does not count, nor do frame headers and tables: `collect` reports what segments take at the
-   * store.
-   */
+  /** Bytes of the same chunks, compressed, without frame headers and tables. */
   readonly storedBytes: number;
   /**
-   * Bytes of the objects that describe points: heads, manifests, maps, pages of points, pins,
-   * labels and holds; for the vault also `vault.json`, its copy and the records of collections.
-   * Objects that a collection has yet to delete count.
+   * Bytes of the objects that describe points; for the vault also `vault.json` and the records of
+   * collections.
    */
   readonly metadataBytes: number;
 }

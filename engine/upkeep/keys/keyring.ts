@@ -92,7 +92,7 @@ export class Keyring {
   }
 
   /**
-   * Removes a recipient, by id or name. It may have kept the vault key: rotate it too.
+   * Removes a recipient, by id or name. Rotate the vault key too.
    *
    * @throws `INVALID_ARGUMENT` when there is no such recipient, or no other; as `add`.
    */
@@ -117,8 +117,8 @@ export class Keyring {
   }
 
   /**
-   * Begins a new vault key for what is written from then on. Running writers take it up within a minute
-   * (see `VaultKeys.renewed`); machines that only write have to be enrolled again. Throws as `add`.
+   * Begins a new vault key for what is written from then on. Machines that only write have to be
+   * enrolled again. Throws as `add`.
    */
   async rotate(options: CallOptions = {}): Promise<KeysSummary> {
     return await this.#change(options, ({ document, vaultKey }) => {
@@ -134,8 +134,8 @@ export class Keyring {
   }
 
   /**
-   * Enrolls this machine to write: its state folder then holds what it takes to write, deduplicate and
-   * prune, and not to read back.
+   * Enrolls this machine to write: its state folder then holds what it takes to write and prune,
+   * and not to read back.
    *
    * @throws `INVALID_ARGUMENT` without a state folder; as `add`.
    */

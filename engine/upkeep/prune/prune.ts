@@ -84,15 +84,11 @@ export interface PruneCounts {
   readonly removedPoints: number;
   /** Points that are left, as far as they can be read. */
   readonly keptPoints: number;
-  /**
-   * Of these, points that the policy does not keep, but a reader holds, or a user has pinned since
-   * the plan was made.
-   */
+  /** Of these, points that only a reader or a new pin keeps. */
   readonly heldPoints: number;
   /**
    * Bytes that the cycles of the removed points stored. A garbage collection frees the part that no
-   * other point shares, and what was stored for earlier points and only the removed ones still
-   * needed.
+   * other point needs.
    */
   readonly removedStoredBytes: number;
 }
@@ -100,10 +96,7 @@ export interface PruneCounts {
 /** The outcome of a prune. */
 export interface PruneSummary extends PruneCounts {
   readonly dryRun: boolean;
-  /**
-   * Of a dry run: bytes that a garbage collection would then free. Null when it was not asked for,
-   * or when a map cannot be read.
-   */
+  /** Of a dry run: bytes that a garbage collection would then free; null: not known. */
   readonly freedBytes: number | null;
   readonly disks: readonly (PruneCounts & { readonly disk: string })[];
   /** Disks that another writer holds, or whose points cannot be read: nothing was dropped there. */

@@ -44,14 +44,11 @@ export interface RemoveDiskOptions {
 export interface RemoveDiskSummary {
   readonly disk: string;
   readonly dryRun: boolean;
-  /** 0 when only leftovers of a replication or removal that did not end were there. */
+  /** 0: only leftovers were there. */
   readonly removedPoints: number;
   /** Bytes that the cycles of these points stored. Other disks may share some of them. */
   readonly removedStoredBytes: number;
-  /**
-   * Of a dry run: bytes that a garbage collection would then free; null when a map cannot be read.
-   * Null after a removal.
-   */
+  /** Of a dry run: bytes that a garbage collection would then free; null: not known, or removed. */
   readonly freedBytes: number | null;
   readonly requests: number;
   readonly elapsedMs: number;
@@ -189,7 +186,7 @@ function pointHeld(disk: string, { kind, disk: holder, sequence }: Keeper, more:
       remedy:
         kind === "pin"
           ? `run \`tidemark points unpin --disk ${holder} --point ${String(sequence)}\``
-          : "end the `tidemark mount`, `materialize` or `verify` that reads it",
+          : "end what reads it, such as `tidemark mount`; a process that was killed reads for 60 s more",
       detail: { disk: holder, sequence },
     },
   );

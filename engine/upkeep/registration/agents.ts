@@ -179,8 +179,7 @@ export class Agents {
   }
 
   /**
-   * Tells that the agent of this machine runs. Writes at most once a minute, and looks each time
-   * whether the agent is still registered.
+   * Tells that the agent of this machine runs, at most once a minute.
    *
    * @throws `AGENT_REMOVED`; the store's errors.
    */
@@ -244,8 +243,8 @@ export class Agents {
   }
 
   /**
-   * Removes an agent: it replicates no more, and no key that was issued before works. Points stay. Its
-   * credentials go on opening the store until they end, or the account key is replaced.
+   * Removes an agent: it replicates no more, and no key that was issued before works. Its
+   * credentials go on opening the store until they end.
    *
    * @throws `INVALID_ARGUMENT` if there is none of that name; the store's errors.
    */

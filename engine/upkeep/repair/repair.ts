@@ -55,10 +55,7 @@ import { repairRecords } from "./record-repair.ts";
 export interface RepairOptions {
   /** Report what would be rebuilt, and change nothing. */
   readonly dryRun?: boolean | undefined;
-  /**
-   * Called with each rebuilt object at once: a repair may end in an error after it has rebuilt
-   * some.
-   */
+  /** Called with each rebuilt object at once. */
   readonly onRepaired?: ((object: RepairedObject) => void) | undefined;
   /** Called with each lost object at once. */
   readonly onLost?: ((object: LostObject) => void) | undefined;

@@ -17,19 +17,14 @@ export type Period = "hourly" | "daily" | "weekly" | "monthly" | "yearly";
 
 const periods: readonly Period[] = ["hourly", "daily", "weekly", "monthly", "yearly"];
 
-/**
- * One row of a band table: what holds for points of at most this age that no earlier row covers.
- */
+/** What holds for points of at most this age that no earlier band covers. */
 export interface RetentionBand {
   readonly ageMsMax: number;
-  /** One point is kept in each cell of a grid of this spacing; null keeps every point. */
+  /** One point is kept in each span of this length; null keeps every point. */
   readonly everyMs: number | null;
 }
 
-/**
- * Spacing by age. Ages rise from band to band, spacings never fall, and no spacing is larger than
- * its band is wide.
- */
+/** Spacing by age. Ages rise from band to band, and spacings never fall. */
 export interface BandsPolicy {
   readonly kind: "bands";
   readonly bands: readonly RetentionBand[];
@@ -40,10 +35,7 @@ export interface KeepPolicy {
   readonly kind: "keep";
   /** The number of newest points to keep; null: no such rule. */
   readonly last: number | null;
-  /**
-   * For each period the number of newest periods that have points, of which one point each is kept.
-   * No period twice.
-   */
+  /** For each period, the number of newest periods that have points; one point of each is kept. */
   readonly periods: readonly { readonly period: Period; readonly count: number }[];
   /** Every point up to this age. */
   readonly withinMs: number | null;

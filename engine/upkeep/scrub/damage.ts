@@ -11,10 +11,7 @@ import type { FoundFault } from "../../store/points/identity-guard.ts";
 import type { Extent } from "../../volume.ts";
 import type { DamagedChunk } from "./heal.ts";
 
-/**
- * One thing that is wrong, and where: with a point's extent when data is damaged, without when a
- * whole object is.
- */
+/** One thing that is wrong, and where. */
 export interface Damage {
   readonly disk: string;
   /** Of the point that is concerned; null: no single point, or not known which. */

@@ -47,22 +47,15 @@ export interface ScrubOptions {
   /** Bytes of segments to read in this pass. Default: all. */
   readonly budgetBytes?: number | undefined;
   /**
-   * The vault's daily share, from 0 to 1, for all scrubbers together: the pass claims the quota
-   * that has accrued since the last claim (see `quota.ts`), a day's share at most. If `budgetBytes`
-   * is given too, the smaller one counts.
+   * The vault's daily share, from 0 to 1, for all scrubbers together: the pass claims what has
+   * accrued, a day's share at most. The smaller of this and `budgetBytes` counts.
    */
   readonly sharePerDay?: number | undefined;
   /** Limit of bytes a second. Default: none. */
   readonly bandwidth?: Bandwidth | undefined;
-  /**
-   * By disk: a volume that may still hold its content, for healing. Disks that the vault protects
-   * need not be named.
-   */
+  /** By disk: a volume that may still hold its content, for healing. */
   readonly sources?: ReadonlyMap<string, Volume> | undefined;
-  /**
-   * Called with a disk whose writer may still append to a segment that needs healing: it can be
-   * healed after the writer's session.
-   */
+  /** Called with a disk that can be healed after its writer's session. */
   readonly onOpen?: ((disk: string) => void) | undefined;
   /** Called with each damage that is found, healed or not. */
   readonly onDamage?: ((damage: Damage) => void) | undefined;
@@ -74,9 +67,9 @@ export interface ScrubOptions {
 export interface ScrubSummary {
   /** Points that were proved to be whole. */
   readonly provedPoints: number;
-  /** Bytes of segments that were read; without `readsPayloads` those of the frames that were looked at. */
+  /** Bytes of segments that were read. */
   readonly readBytes: number;
-  /** False: this process has no key that reads the payloads of the encrypted vault. They were not proved. */
+  /** False: this process has no key for the payloads. They were not proved. */
   readonly readsPayloads: boolean;
   /** Damage that is known and not healed, found by this pass or an earlier one. */
   readonly damaged: readonly Damage[];

@@ -183,7 +183,7 @@ export interface VerifyOptions extends OperationOptions {
   readonly source?: Volume | undefined;
   /**
    * Heal damaged chunks whose content the source, or another chunk of the vault, still holds.
-   * Points are then not compared with the source. Default: report damage only.
+   * Default: report damage only.
    */
   readonly heal?: boolean | undefined;
 }

@@ -11,7 +11,7 @@ import type { RunSummary } from "../../../engine/index.ts";
 import { keyEnvironment } from "../../encrypted.ts";
 import { writeImage } from "../images.ts";
 import { ConfigFolder, oneDisk } from "./configuration.ts";
-import { KeptLog, noFailovers, settled, VirtualClock } from "./scripted.ts";
+import { KeptLog, noFailovers, noPlans, settled, VirtualClock } from "./scripted.ts";
 
 const { signal } = new AbortController();
 
@@ -80,7 +80,7 @@ it("finds and looks at the runs of one vault while the store of another is silen
   const parts = {
     config: { vaults: new Map(["far", "main"].map((name) => [name, {}])) },
     useVault: async (name: string, _: AbortSignal, use: (vault: object) => Promise<unknown>) =>
-      name === "far" ? await silent : await use({ failovers }),
+      name === "far" ? await silent : await use({ failovers, plans: noPlans }),
     runs: { note: (vault: string) => noted.push(vault) },
     served: { serve: async () => await Promise.resolve() },
   };

@@ -1,7 +1,9 @@
 /** What a configuration may say of retention: a time as in the original, or a policy. */
+
 import { describe, expect, it } from "vitest";
 import { parseRetention, retentionMs } from "../../../cli/agent/retention.ts";
-import { describePolicy, parsePolicy, TidemarkError } from "../../../engine/index.ts";
+import { parsePolicy, TidemarkError } from "../../../engine/index.ts";
+import { describePolicy } from "../../../engine/internal.ts";
 
 describe("the retention of a configuration", () => {
   it.each([

@@ -8,6 +8,7 @@ import type {
   DiskEvent,
   EngineAdapter,
   FailoverPort,
+  PlanPort,
   ProtectionPort,
   ProtectOptions,
   ReplicaFacts,
@@ -22,10 +23,10 @@ import type {
   CopyOptions,
   PointSummary,
   ProtectionStatus,
-  RestingImage,
   TidemarkError,
   VaultStats,
 } from "../../../engine/index.ts";
+import { type RestingImage } from "../../../engine/internal.ts";
 
 /** Time that passes when the test says so. */
 export class VirtualClock implements Clock {
@@ -223,6 +224,7 @@ export class ScriptedEngine implements EngineAdapter {
   readonly limits: Map<string, number | undefined> = new Map();
   /** Runs of every vault; none may be changed here. */
   failovers: FailoverPort = noFailovers;
+  readonly plans: PlanPort = noPlans;
   /** The points of a disk, in every vault. */
   points: (disk: string) => readonly AgentPoint[] = () => [];
   /** What the points of every vault take. */
@@ -265,6 +267,7 @@ export class ScriptedEngine implements EngineAdapter {
       points: async (disk) => this.points(disk),
       stats: async () => this.stats,
       failovers: this.failovers,
+      plans: this.plans,
       copyTo: async (_to, options) => {
         this.#call(`copy ${config.name}`);
         await this.copy(options);
@@ -343,6 +346,15 @@ export const noFailovers: FailoverPort = {
   cancelJob: none,
   show: none,
   carryOutDue: async () => await Promise.resolve([]),
+  list: async () => await Promise.resolve([]),
+  jobs: async () => await Promise.resolve([]),
+};
+
+/** A vault without runs of plans. */
+export const noPlans: PlanPort = {
+  ...{ failback: none, changePoint: none, commit: none, cancel: none, cleanup: none, reprotect: none },
+  ...{ start: none, preview: none, completeMigration: none, resume: none, cancelJob: none, show: none },
+  has: async () => await Promise.resolve(false),
   list: async () => await Promise.resolve([]),
   jobs: async () => await Promise.resolve([]),
 };

@@ -8,7 +8,7 @@ import { openEngineAdapter } from "../../../cli/agent/engine-adapter.ts";
 import type { RunFacts } from "../../../cli/agent/seen-runs.ts";
 import type { AgentStatus } from "../../../cli/agent/supervisor.ts";
 import { command } from "../../../engine/disk/nbd/protocol.ts";
-import type { RunSummary } from "../../../engine/index.ts";
+import type { PlanRunSummary, RunSummary } from "../../../engine/index.ts";
 import { keyEnvironment } from "../../encrypted.ts";
 import { RawClient } from "../../engine/disk/nbd/server-rig.ts";
 import { writeImage } from "../images.ts";
@@ -181,4 +181,44 @@ it("takes the verbs of the command line, which go to it with --agent", async () 
   const back = (await done("failback", run, "--to", image, "--commit", "after:60m")) as RunSummary;
   expect(back).toMatchObject({ command: "failback", state: "PlannedFailoverCompleted", ending: { action: "commit" } });
   expect(await done("jobs", "resume", "0badcafe")).toMatchObject({ code: "INVALID_ARGUMENT" });
+}, 60_000);
+
+it("runs a plan with --agent, and serves its machine while a person is waited for", async () => {
+  const rig = new Rig();
+  const { folder } = rig;
+  folder.folders("dr");
+  await rig.start();
+  const place = new Place();
+  const done = async (...words: readonly string[]): Promise<Record<string, unknown>> =>
+    (await place.json(...words, "--agent", rig.socket)).last;
+  await vi.waitFor(async () => await rig.ask("/v1/point", { disk: "web" }), { timeout: 20_000 });
+  const groups = `[{machines: [m], after: [{run: 'test -n "$TIDEMARK_NBD_1"'}, {manual: "does it run?"}]}]`;
+  const plan = folder.path("shop.yaml");
+  writeFileSync(
+    plan,
+    `plan: shop\nmachines: [{name: m, disks: [web]}]\ngroups: ${groups}\ntarget: dir:${folder.path("dr")}\n`,
+  );
+  const to = ["--to", `instant:unix:${folder.path("dr")}`];
+  expect(await done("failover", "test", "--plan", plan, ...to, "--dry-run")).toMatchObject({
+    command: "failover test",
+    plan: "shop",
+    machines: [{ machine: "m" }],
+  });
+  expect(await done("failover", "test", "--plan", plan, "--to", "blob:")).toMatchObject({ code: "INVALID_ARGUMENT" });
+
+  const drill = await place.json("failover", "test", "--plan", plan, ...to, "--agent", rig.socket);
+  expect(drill.lines.map(({ type }) => type)).toEqual(["preview", "summary"]);
+  expect(drill.last).toMatchObject({ plan: "shop", waiting: { step: 3 } });
+  const { run, machines } = drill.last as unknown as PlanRunSummary;
+  const machine = machines[0]?.run ?? "";
+  const served = { run: machine, serving: [{ disk: "web" }] };
+  expect(await rig.facts(machine)).toMatchObject(served);
+  expect(await done("failover", "list")).toMatchObject({ runs: 1, plans: 1 });
+  expect(await done("jobs", "resume", run, "--step", "3")).toMatchObject({ state: "TestFailoverCompleted" });
+  expect(await rig.facts(machine)).toMatchObject(served);
+  expect(await done("failover", "cleanup", run, "--note", "passed")).toMatchObject({ state: "None", successful: true });
+  expect(await rig.facts(machine)).toMatchObject({ serving: null });
+
+  const exported = await place.run(["jobs", "export", "--agent", rig.socket]);
+  expect(exported.stdout).toMatch(new RegExp(`^${run},${run}-2,TestFailoverCleanup,Succeeded`, "m"));
 }, 60_000);

@@ -89,13 +89,18 @@ describe("a failback", () => {
       "PlannedFailoverCompleting",
     ]);
     expect(sameAsNew("old.img")).toBe(true);
+    // The former source is what the disk goes back to: it may not be deleted meanwhile, nor afterwards.
+    const gone = { successor: back.run, allowedOperations: [], mayBeDeleted: [] };
+    expect(await vault.failovers.show(run)).toMatchObject(gone);
     // What the points differ in, and a granule at each end.
     expect(back.bytesWritten).toBeLessThan(65_000);
     expect(back.bytesRead).toBeLessThan(60_000);
     await vault.failovers.commit({ run: back.run });
     expect(readdirSync(folder).sort()).toEqual(["new.img", "old.img"]);
     const over = await vault.failovers.reprotect({ run: back.run });
-    expect(over).toMatchObject({ state: "Protected", activeLocation: "Primary" });
+    expect(over).toMatchObject({ state: "Protected", activeLocation: "Primary", successor: null });
+    expect(over.mayBeDeleted).toEqual([`the former source of "web": ${path("new.img")}`]);
+    expect(await vault.failovers.show(run)).toMatchObject(gone);
     await replicate("old.img");
     await expectCode(replicate("new.img"), "WRITER_ACTIVE");
     await expectCode(vault.failovers.failback({ run: back.run, to: [path("new.img")] }), "INVALID_ARGUMENT");

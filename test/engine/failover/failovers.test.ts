@@ -6,6 +6,7 @@ import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, unlinkSync
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from "vitest";
 import { FileVolume } from "../../../engine/disk/source/file-volume.ts";
+import type { TidemarkError } from "../../../engine/errors.ts";
 import type { SourceSite } from "../../../engine/failover/source.ts";
 import type { Notice } from "../../../engine/notice.ts";
 import { Group } from "../../../engine/replication/protection/groups.ts";
@@ -223,6 +224,24 @@ describe("an unplanned failover", () => {
     await expectCode(vault.failovers.changePoint({ run: done.run, point: "2" }), "INVALID_ARGUMENT");
     await expectCode(vault.failovers.cleanup({ run: done.run }), "INVALID_ARGUMENT");
     expect(existsSync(path("web.img"))).toBe(true);
+  });
+
+  test("whose work fails names itself in the error, and has noted how far the work came", async () => {
+    let laterMs = 0;
+    const onProgress = (): void => {
+      laterMs += 60_000;
+      const now = performance.now() + laterMs;
+      vi.spyOn(performance, "now").mockReturnValueOnce(now).mockReturnValueOnce(now);
+    };
+    const to = `file:${path("web.img")}`;
+    const failing = vault.failovers.start({ kind: "test", disks: ["web"], to, check: "exit 3", onProgress });
+    const error = await failing.catch((reason: unknown) => reason);
+    const [run] = await vault.failovers.list();
+    expect(error).toMatchObject({ code: "HOOK_FAILED", detail: { run: run?.run } });
+    expect((error as TidemarkError).remedy).toContain(`\`tidemark jobs resume ${run?.run}\``);
+    const [made] = run?.jobs[0]?.tasks ?? [];
+    expect(made?.progress?.totalBytes).toBeGreaterThan(500_000);
+    expect(made?.progress?.doneBytes).toBe(made?.progress?.totalBytes);
   });
 
   test("goes on where its source does not answer, and says so", async () => {

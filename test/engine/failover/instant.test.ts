@@ -5,16 +5,18 @@
 import { existsSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import fc from "fast-check";
-import { afterAll, describe, expect, test } from "vitest";
+import { afterAll, describe, expect, onTestFinished, test, vi } from "vitest";
 import type { BlockDevice } from "../../../engine/device.ts";
 import { FileVolume } from "../../../engine/disk/source/file-volume.ts";
 import { hasCode } from "../../../engine/errors.ts";
 import { granuleBytes } from "../../../engine/limits.ts";
+import type { Notice } from "../../../engine/notice.ts";
 import { Bandwidth } from "../../../engine/throttle.ts";
 import { FaultySink } from "../../../sink/faults.ts";
 import { runsOf } from "../../depth.ts";
 import { contentOf, ModelDisk, modelBlockBytes } from "../../model-disk.ts";
 import { expectCode, namesIn } from "../../sink/expectations.ts";
+import { mountSmallDisk } from "../../small-disk.ts";
 import {
   allExtents,
   closeVaults,
@@ -92,6 +94,21 @@ describe("an instant target", () => {
     const volume = await FileVolume.open(image);
     expect(await volume.sizeBytes()).toBe(sizeBytes);
     await volume.close();
+  });
+
+  test("says once that its image has no room, and serves the point meanwhile", async (context) => {
+    const small = mountSmallDisk(join(temporaryFolder(), "small"), 256 * 1024);
+    if ("reason" in small) return context.skip(`no disk to fill: ${small.reason}`);
+    onTestFinished(() => small.unmount());
+    const filled = await filledVault();
+    const notices: string[] = [];
+    const onNotice = ({ code }: Notice): void => void notices.push(code);
+    const instant = await filled.vault.instant({ disk: "d", image: join(small.path, "run.img"), onNotice });
+    await vi.waitFor(() => expect(instant.status().trouble).toMatchObject({ code: "NO_SPACE" }));
+    expect((await readAll(instant.device)).equals(newest(filled))).toBe(true);
+    expect(notices).toEqual(["IMAGE_NOT_FILLED"]);
+    // Its record has no room, either. All of its files are closed nevertheless: else nothing is unmounted.
+    await expectCode(instant.close(), "NO_SPACE");
   });
 
   test("holds and pins its point until the image holds everything", async () => {

@@ -9,6 +9,7 @@ import { expect, onTestFinished, test } from "vitest";
 import type { BlockDevice, DeviceExtent } from "../../../../engine/device.ts";
 import type { NbdEndpoint } from "../../../../engine/disk/nbd/protocol.ts";
 import { allocatedExtents } from "../../../../engine/disk/source/holes.ts";
+import { byDepth } from "../../../depth.ts";
 import { whyMissing } from "./server-peer.ts";
 import { serve, temporaryFolder } from "./server-rig.ts";
 
@@ -195,7 +196,8 @@ testWith(["fio"], "fio verifies what it wrote, in several sizes and many request
   // One size a run, and each block once: fio cannot tell what writes that overlap under way should
   // leave.
   for (const blockSize of ["4k", "20k", "128k", "1m"]) {
-    const job = ["--rw=randwrite", `--bs=${blockSize}`, "--iodepth=32", "--size=32m", "--fsync=50", "--randseed=1"];
+    const size = byDepth("8m", "32m");
+    const job = ["--rw=randwrite", `--bs=${blockSize}`, "--iodepth=32", `--size=${size}`, "--fsync=50", "--randseed=1"];
     await run("fio", "--name=verify", "--ioengine=nbd", `--uri=${uri}`, ...job, ...verify);
   }
 });
