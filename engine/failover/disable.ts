@@ -20,6 +20,7 @@ import { Store } from "../store/store.ts";
 import { collect } from "../upkeep/collection/collection.ts";
 import { removeDisk } from "../upkeep/prune/remove-disk.ts";
 import { leftoversOf } from "./effects.ts";
+import { isMoved } from "./run-facts.ts";
 import { listRuns } from "./run-store.ts";
 import { hasEnded } from "./run-table.ts";
 import { targetName } from "./target.ts";
@@ -159,13 +160,10 @@ export async function activeWriter(
 async function targetsOf(context: VaultContext, disk: string, runs: readonly RunDocument[]): Promise<string[]> {
   const found = new Set<string>();
   for (const document of runs) {
-    const isCommitted = document.jobs.some(({ tasks }) =>
-      tasks.some(({ name, state }) => name === "CommitFailoverInProgressOnPrimary" && state === "Succeeded"),
-    );
     for (const member of document.members) {
       if (member.disk !== disk) continue;
       const what = document.kind === "failback" ? "to which the disk went back by" : "made by";
-      if (isCommitted) found.add(`${targetName(member.target)} on ${document.host}, ${what} run ${document.run}`);
+      if (isMoved(document)) found.add(`${targetName(member.target)} on ${document.host}, ${what} run ${document.run}`);
       else if (!hasEnded(document.state))
         for (const left of await leftoversOf(context, document)) found.add(`${left}, of run ${document.run}`);
     }

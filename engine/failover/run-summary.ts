@@ -232,7 +232,8 @@ export function adviceOf(
   document: RunDocument,
   { isThere, successor }: Whereabouts,
 ): Pick<RunSummary, "mayBeDeleted" | "stillNeeded"> {
-  const { kind, state, members, run } = document;
+  const { kind, state, members } = document;
+  const run = document.plan ?? document.run;
   const disks = members.map(({ disk }) => JSON.stringify(disk)).join(", ");
   const targets = members.map(({ target }) => targetName(target)).join(", ");
   const devices = members

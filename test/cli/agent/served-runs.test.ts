@@ -209,7 +209,8 @@ it("runs a plan with --agent, and serves its machine while a person is waited fo
   const drill = await place.json("failover", "test", "--plan", plan, ...to, "--agent", rig.socket);
   expect(drill.lines.map(({ type }) => type)).toEqual(["preview", "summary"]);
   expect(drill.last).toMatchObject({ plan: "shop", waiting: { step: 3 } });
-  const { run, machines } = drill.last as unknown as PlanRunSummary;
+  const { run, machines, stillNeeded } = drill.last as unknown as PlanRunSummary;
+  expect(stillNeeded.join()).toContain(`until \`tidemark failover cleanup ${run}\``);
   const machine = machines[0]?.run ?? "";
   const served = { run: machine, serving: [{ disk: "web" }] };
   expect(await rig.facts(machine)).toMatchObject(served);

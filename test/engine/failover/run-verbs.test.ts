@@ -157,6 +157,7 @@ describe("a completed migration", () => {
     line.current = new MemorySink({ store: memory });
     const left = await vault.failovers.disable({ disk: "web" });
     expect(left).toMatchObject({ reason: "MigrationComplete", purged: false });
+    expect(left.leftBehind.targets.join()).toContain(`file:${path("t.img")} on `);
     await vault.failovers.enable({ disk: "web" });
     await expectCode(vault.failovers.enable({ disk: "web" }), "INVALID_ARGUMENT");
     await vault.replicate({ disk: "web", volume: disk });
