@@ -26,7 +26,6 @@ const chunks = {
   library: ["engine/index.ts", "engine/internal.ts", "sink/index.ts"],
   kit: ["sink/testing.ts"],
   program: ["cli/program.ts"],
-  files: ["cli/agent/config-file.ts", "cli/plan/plan-file.ts"],
 };
 /** Whether a file works when it is loaded, so that no other chunk may contain it. */
 const isStarted = (path) => entries.some((name) => path === `${name}.ts` && !doors.includes(`./dist/${name}.js`));

@@ -81,7 +81,8 @@ Examples:
       "after",
       `
 A profile that exists is gone on with: run the command again after a restart of
-the machine. Of a large or slow disk a random part is read; the report says which.
+the machine. Of a large or slow disk a random part is read, and the report says
+which.
 
 Examples:
   $ tidemark capacity profile --disk /dev/vg/data --for 7d --out data.profile

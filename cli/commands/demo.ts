@@ -52,9 +52,9 @@ export function demoCommand(context: CommandContext): Command {
     .addHelpText(
       "after",
       `
-It makes a disk from files of this machine, takes three points of it with changes
-between, writes two of them out and compares them with the disk as it was. Exit 0
-means that all was equal.
+It makes a disk from files of this machine, takes three points of it with
+changes between, writes two of them out and compares them with the disk as it
+was. Exit 0 means that all was equal.
 
 Examples:
   $ tidemark demo

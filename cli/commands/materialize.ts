@@ -45,7 +45,8 @@ Examples:
   $ tidemark materialize --disk web --point latest --to back.img --vault dir:/v
   $ tidemark materialize --disk web --point "2 hours ago" --to web.img \\
       --in-place --force --vault dir:/v
-  $ tidemark materialize --disk web --point 3 --to blob:web.vhd --vault azurite:/v`,
+  $ tidemark materialize --disk web --point 3 --to blob:web.vhd \\
+      --vault azurite:/v`,
     )
     .action(async (flags: MaterializeFlags) => await materialize(context, flags));
 }

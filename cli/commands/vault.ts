@@ -78,9 +78,9 @@ Example:
       "after",
       `
 \`vault.json\` is restored from its copy, a disk's list of points from the
-manifests of its points, and records of collections from the segments. Nothing is
-guessed or deleted. What is lost is named with the points that need it. A disk
-that needs repair must have no writer. Heal damaged chunks with
+manifests of its points, and records of collections from the segments. Nothing
+is guessed or deleted. What is lost is named with the points that need it. A
+disk that needs repair must have no writer. Heal damaged chunks with
 \`tidemark verify --heal\`.
 
 Example:
