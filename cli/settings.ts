@@ -11,6 +11,7 @@ import { isAbsolute, join } from "node:path";
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { type Secrets, systemCode, TidemarkError, type VaultOptions } from "../engine/index.ts";
 import type { OpenSinkOptions, ProxyOptions } from "../sink/index.ts";
+import { parseDuration } from "./quantities.ts";
 import { required } from "./reference/definitions.ts";
 
 export type Environment = Readonly<Record<string, string | undefined>>;
@@ -274,4 +275,11 @@ function proxyFor(address: string, environment: Environment): ProxyOptions | und
   const hosts = (environment[nameOf("no_proxy") ?? ""] ?? "").split(/[\s,]+/).filter((host) => host !== "");
   const bypass = hosts.flatMap((host) => (/^[.*]|^[\d.]+$|:/.test(host) ? [host] : [host, `.${host}`]));
   return { url: url.includes("://") ? url : `http://${url}`, bypass, setBy };
+}
+
+/** A flag's duration in ms. Throws commander's InvalidArgumentError. */
+export function duration(text: string): number {
+  const ms = parseDuration(text);
+  if (ms === undefined || ms === 0) throw new InvalidArgumentError("It is not a duration such as 15m or 24h.");
+  return ms;
 }

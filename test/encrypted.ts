@@ -37,7 +37,7 @@ export const modelEncryption: Pick<VaultOptions, "keys"> = isEncryptedRun
   ? { keys: { privateKey: readFileSync(keyFile, "utf8") } }
   : {};
 
-/** What the environment of the program holds in this run, of whatever starts it. */
+/** What the environment holds of each program that a test of this run starts. */
 export const keyEnvironment: Readonly<Record<string, string>> = isEncryptedRun ? { TIDEMARK_KEY_FILE: keyFile } : {};
 
 /** Flags of `tidemark copy` for a second vault that is encrypted in this run. */

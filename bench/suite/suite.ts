@@ -67,6 +67,8 @@ export interface SuiteOptions {
   /** The report so far, after each case; waited for. */
   readonly onReport?: ((report: SuiteReport) => Promise<void>) | undefined;
   readonly signal?: AbortSignal | undefined;
+  /** Time for all cases. Default: 3 min in a quick suite, 90 in a full one. */
+  readonly suiteMs?: number | undefined;
   /** How a case is measured. Default: in a process of its own. */
   readonly measure?: typeof measureInProcess;
   readonly pace?: Pace;
@@ -94,7 +96,8 @@ const noFigures = {
  */
 export async function runSuite(options: SuiteOptions): Promise<SuiteReport> {
   const { mode, temporaryFolder, seed = 7, signal, baseline, only } = options;
-  const pace = options.pace ?? paces[mode];
+  const base = options.pace ?? paces[mode];
+  const pace = { ...base, suiteMs: options.suiteMs ?? base.suiteMs };
   if (options.storeAddress.address.startsWith("memory:"))
     throw new TidemarkError("INVALID_ARGUMENT", "a suite needs a store that several processes can open", {
       remedy: "leave --vault out, or name azurite:DIR, dir:DIR or a URL",

@@ -6,13 +6,14 @@ import { openSink } from "../../sink/index.ts";
 import { exitCodes } from "../errors.ts";
 import { makeNamedFolder } from "../new-file.ts";
 import { formatDuration, formatNumberOf } from "../quantities.ts";
-import { sinkOptions, withLanesOption, withWorkersOption } from "../settings.ts";
+import { duration, sinkOptions, withLanesOption, withWorkersOption } from "../settings.ts";
 import { TemporaryFolder } from "../temporary-folder.ts";
 import { storeAddress } from "./bench-store.ts";
 import { type CommandContext, closing } from "./context.ts";
 
 interface SuiteFlags {
   readonly full?: true;
+  readonly within?: number;
   readonly out?: string;
   readonly targets?: string;
   readonly baseline?: string;
@@ -26,8 +27,9 @@ interface SuiteFlags {
 export function suiteCommand(context: CommandContext): Command {
   const command = new Command("suite")
     .description("run all cases but the soak, and write report.json and report.html")
-    .addOption(new Option("--quick", "small disks, about three minutes (default)").conflicts("full"))
-    .option("--full", "the sizes that the marks hold for, at most about 90 minutes; the machine has to be quiet")
+    .addOption(new Option("--quick", "small disks (default)").conflicts("full"))
+    .option("--full", "the sizes that the marks hold for; the machine has to be quiet")
+    .option("--within <duration>", "time for all cases, each at least once (default: 3m, full: 90m)", duration)
     .option("--out <folder>", "folder for the report (default: a new one here)")
     .option("--baseline <file>", "report.json of an older suite, to compare with")
     .option("--image <path>", "disk image for the cases that take one (default: one is made); it is read only")
@@ -57,6 +59,7 @@ async function suite(context: CommandContext, flags: SuiteFlags): Promise<void> 
       folder: out,
       baselineFile: flags.baseline,
       targetsFile: flags.targets,
+      suiteMs: flags.within,
       image: flags.image === undefined ? undefined : resolve(flags.image),
       workers: flags.workers,
       lanes: flags.lanes,

@@ -13,8 +13,8 @@ import { capacityPage } from "../capacity/report-page.ts";
 import { describePlan, formatSpan } from "../capacity/report-text.ts";
 import { measureThroughput, type Throughput, type Transfers } from "../capacity/throughput.ts";
 import { writePage } from "../new-file.ts";
-import { formatBytes, formatCount, formatNumberOf, formatRate, parseBytes, parseDuration } from "../quantities.ts";
-import { type VaultFlags, wholeNumber, withVaultOptions } from "../settings.ts";
+import { formatBytes, formatCount, formatNumberOf, formatRate, parseBytes } from "../quantities.ts";
+import { duration, type VaultFlags, wholeNumber, withVaultOptions } from "../settings.ts";
 import { printable, table } from "../text.ts";
 import { type CommandContext, closing, withSink } from "./context.ts";
 
@@ -253,12 +253,6 @@ function describeThroughput(measured: Throughput): string {
     table(["REQUESTS", "RATE", "COUNT", "MEDIAN", "95 %", "99 %", "MOST"], rows, "lrrrrrr"),
     ...(left === 0 ? [] : [`${formatNumberOf(left, "object")} of an earlier run that was killed: removed`]),
   ].join("\n");
-}
-
-function duration(text: string): number {
-  const ms = parseDuration(text);
-  if (ms === undefined || ms === 0) throw new InvalidArgumentError("It is not a duration such as 15m or 24h.");
-  return ms;
 }
 
 /** Bytes a second of `100Mbit/s` (decimal bits) or `12MiB/s`. */

@@ -154,8 +154,8 @@ describe("a case is repeated", () => {
     const told: (readonly [number, number | null])[] = [];
     const onProgress: WrittenSuiteOptions["onProgress"] = ({ number, of, leftMsMax }) =>
       told.push([number, of === 2 ? leftMsMax : null]);
-    const pace = { ...paces.quick, imageBytes: 16 * 2 ** 20, quietBeforeMs: 0, quietBetweenMs: 0, suiteMs: 0 };
-    const { asked } = await run(["prune", "open"], (kind) => report(kind, 50), { pace, onProgress });
+    const pace = { ...paces.quick, imageBytes: 16 * 2 ** 20, quietBeforeMs: 0, quietBetweenMs: 0 };
+    const { asked } = await run(["prune", "open"], (kind) => report(kind, 50), { pace, suiteMs: 0, onProgress });
     expect(asked).toEqual(["initial", "prune", "open"]);
     expect(told.map(([number]) => number)).toEqual([0, 0, 1, 1, 2, 2]);
     expect(new Set(told.map(([, left]) => left))).toEqual(new Set([0]));
