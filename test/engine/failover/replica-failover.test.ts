@@ -131,12 +131,15 @@ describe("a failover to a replica", () => {
   test("takes it from the process that follows it, which goes on after a cancel and ends after a commit", async () => {
     vi.spyOn(runRequestTiming, "pollMs", "get").mockReturnValue(50);
     const notices: string[] = [];
-    const following = vault.replicas.run({
-      disk: "web",
-      to: `file:${path("copy.img")}`,
-      pollMs: 20,
-      onNotice: ({ code }) => notices.push(code),
-    });
+    const following = expectCode(
+      vault.replicas.run({
+        disk: "web",
+        to: `file:${path("copy.img")}`,
+        pollMs: 20,
+        onNotice: ({ code }) => notices.push(code),
+      }),
+      "TARGET_IS_SOURCE",
+    );
     await vi.waitFor(async () => expect(await shown()).toMatchObject({ state: "current", isRunning: true }), 10_000);
     const first = await unplanned("replica", "1");
     holds("copy.img", contents[0]);
@@ -145,7 +148,7 @@ describe("a failover to a replica", () => {
     await vi.waitFor(async () => expect(await shown()).toMatchObject({ state: "current", isRunning: true }), 10_000);
     const second = await unplanned();
     await vault.failovers.commit({ run: second.run });
-    await expectCode(following, "TARGET_IS_SOURCE");
+    await following;
     holds("copy.img", contents[1]);
   });
 
