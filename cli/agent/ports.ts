@@ -108,9 +108,8 @@ export interface AgentPoint extends ListedPoint {
   readonly dropped: boolean;
 }
 
-/** Runs of the vault, as the engine works on them. */
-export type FailoverPort = Pick<
-  Failovers,
+/** What runs of disks and of plans have in common. */
+type RunVerb =
   | "start"
   | "failback"
   | "changePoint"
@@ -120,33 +119,16 @@ export type FailoverPort = Pick<
   | "reprotect"
   | "completeMigration"
   | "resume"
-  | "serve"
   | "cancelJob"
-  | "carryOutDue"
   | "list"
   | "show"
-  | "jobs"
->;
+  | "jobs";
+
+/** Runs of the vault, as the engine works on them. */
+export type FailoverPort = Pick<Failovers, RunVerb | "serve" | "carryOutDue">;
 
 /** Runs of recovery plans in the vault, likewise. */
-export type PlanPort = Pick<
-  Plans,
-  | "start"
-  | "preview"
-  | "failback"
-  | "changePoint"
-  | "commit"
-  | "cancel"
-  | "cleanup"
-  | "reprotect"
-  | "completeMigration"
-  | "resume"
-  | "cancelJob"
-  | "has"
-  | "list"
-  | "show"
-  | "jobs"
->;
+export type PlanPort = Pick<Plans, RunVerb | "preview" | "has">;
 
 /** An open vault; its disks share it. */
 export interface VaultPort {
