@@ -9,12 +9,13 @@
  * Invariant: the former disk stays until each of its points is listed under the new name.
  */
 import { watchedStore } from "../disk/source/head-watch.ts";
-import { TidemarkError } from "../errors.ts";
+import { hasCode, TidemarkError } from "../errors.ts";
 import type { VaultContext } from "../pipeline/vault-context.ts";
 import type { OperationOptions } from "../progress.ts";
 import { DiskCopy, findDisk, type Side } from "../replication/disk-copy.ts";
+import { countPoints } from "../store/format/documents.ts";
 import { claimName } from "../store/format/names.ts";
-import { enableByClaim, renameByClaim } from "../store/points/failover-claim.ts";
+import { enableByClaim, readClaim, renameByClaim } from "../store/points/failover-claim.ts";
 import { readDisk } from "../store/points/head.ts";
 import { readPoints } from "../store/points/history.ts";
 import { listLabels, putLabel } from "../store/points/labels.ts";
@@ -55,22 +56,30 @@ export async function renameDisk(context: VaultContext, options: RenameDiskOptio
     { context, store, vault, disk },
     { context, store, vault, disk: to },
   ];
-  await readDisk(store, vault, disk, signal);
-  const hasPoints = (await findDisk(target, signal)) !== undefined;
   const place = { store, vault, disk, signal };
-  const isContinued = await renameByClaim(place, to);
-  try {
-    if (hasPoints && !isContinued) throw nameTaken(to);
-    const writer = await activeWriter(context, { signal, onNotice }, disk);
-    if (writer !== undefined) throw writer;
-  } catch (error) {
-    if (!isContinued) await enableByClaim(place);
-    throw error;
+  const isRemoved =
+    (await findDisk(source, signal)) === undefined && (await readClaim(place))?.disabled?.renamedTo === to;
+  if (!isRemoved) {
+    await readDisk(store, vault, disk, signal);
+    const hasPoints = (await findDisk(target, signal)) !== undefined;
+    const isContinued = await renameByClaim(place, to);
+    try {
+      if (hasPoints && !isContinued) throw nameTaken(to);
+      const writer = await activeWriter(context, { signal, onNotice }, disk);
+      if (writer !== undefined) throw writer;
+    } catch (error) {
+      if (!isContinued) await enableByClaim(place);
+      throw error;
+    }
+    const copied = await new DiskCopy(source, target, new Set([disk]), options).run();
+    if (copied.damaged + copied.tooOld > 0) throw notWhole(disk, to);
+    await moveMarks(source, target, options);
   }
-  const copied = await new DiskCopy(source, target, new Set([disk]), options).run();
-  if (copied.damaged + copied.tooOld > 0) throw notWhole(disk, to);
-  await moveMarks(source, target, options);
-  const { removedPoints: points } = await removeDisk(context, { disk, signal, onNotice });
+  await removeDisk(context, { disk, signal, onNotice }).catch((error: unknown) => {
+    // An earlier try has removed it, and died before the claim went.
+    if (!isRemoved || !hasCode(error, "DISK_NOT_FOUND")) throw error;
+  });
+  const points = countPoints(await readDisk(store, vault, to, signal));
   await store.delete(claimName(disk), { signal });
   return { disk, to, points, elapsedMs: Math.round(performance.now() - startedAt) };
 }
