@@ -23,6 +23,9 @@ export { formatBench } from "./report.ts";
 export type { SuiteCase } from "./suite/suite-report.ts";
 export type { SuiteOutcome, WrittenSuiteOptions } from "./suite/written-suite.ts";
 
+/** After ^C a case has ended by then, in ms: its process, the programs that it started, and the store. */
+export const caseEndMsMax = 15_000;
+
 /**
  * Runs one case and reports it. Errors: INVALID_ARGUMENT, INTERRUPTED, DAMAGED (what was brought
  * back is not what was replicated), and those of the vault, of the image and of the store;

@@ -9,7 +9,7 @@ import { TidemarkError } from "../engine/index.ts";
 import { exitCodes } from "./errors.ts";
 
 /** The promise is two seconds; the difference is for the start and the end of the process. */
-const restMsMax = 1_700;
+const defaultRestMsMax = 1_700;
 
 /** Signal handlers of a command that runs until it is stopped. */
 export interface SignalAnswers {
@@ -27,6 +27,7 @@ export class Interruption implements Disposable {
   #timer: NodeJS.Timeout | undefined;
   #error: TidemarkError | undefined;
   #answers: SignalAnswers | undefined;
+  #restMsMax = defaultRestMsMax;
 
   private constructor(tell: (error: TidemarkError) => void) {
     this.#tell = tell;
@@ -54,6 +55,11 @@ export class Interruption implements Disposable {
     this.#answers = answers;
   }
 
+  /** From now on the command has `ms` to come to rest after the first signal. */
+  allowRest(ms: number): void {
+    this.#restMsMax = ms;
+  }
+
   [Symbol.dispose](): void {
     clearTimeout(this.#timer);
     for (const name of signals) process.off(name, this.#onSignal);
@@ -76,7 +82,7 @@ export class Interruption implements Disposable {
       return;
     }
     this.#abort.abort(this.#error);
-    this.#timer = setTimeout(this.#endAtOnce, restMsMax, this.#error);
+    this.#timer = setTimeout(this.#endAtOnce, this.#restMsMax, this.#error);
   };
 
   readonly #endAtOnce = (error: TidemarkError): void => {

@@ -60,6 +60,7 @@ export async function runCommandLine(words: readonly string[], environment: Envi
     environment,
     signal: interruption.signal,
     answerSignals: (answers) => interruption.handOver(answers),
+    allowRest: (ms) => interruption.allowRest(ms),
     exitCode: exitCodes.done,
     utc: flags.utc,
   };

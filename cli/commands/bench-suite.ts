@@ -8,7 +8,7 @@ import { makeNamedFolder } from "../new-file.ts";
 import { formatDuration, formatNumberOf } from "../quantities.ts";
 import { duration, sinkOptions, withLanesOption, withWorkersOption } from "../settings.ts";
 import { TemporaryFolder } from "../temporary-folder.ts";
-import { storeAddress } from "./bench-store.ts";
+import { endCaseFirst, storeAddress } from "./bench-store.ts";
 import { type CommandContext, closing } from "./context.ts";
 
 interface SuiteFlags {
@@ -51,6 +51,7 @@ async function suite(context: CommandContext, flags: SuiteFlags): Promise<void> 
   const { output, environment, signal } = context;
   const out = resolve(flags.out ?? `bench-${new Date().toISOString().slice(0, 19).replaceAll(":", "-")}`);
   await makeNamedFolder(out);
+  endCaseFirst(context);
   const folder = await TemporaryFolder.create("tidemark-bench-");
   const outcome = await closing(folder, async () => {
     const address = flags.vault ?? `azurite:${join(folder.path, "vault")}`;

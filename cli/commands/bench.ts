@@ -10,7 +10,7 @@ import { exitCodes } from "../errors.ts";
 import { parseBytes, parseRate } from "../quantities.ts";
 import { sinkOptions, wholeNumber, withLanesOption, withWorkersOption } from "../settings.ts";
 import { TemporaryFolder } from "../temporary-folder.ts";
-import { storeAddress } from "./bench-store.ts";
+import { endCaseFirst, storeAddress } from "./bench-store.ts";
 import { suiteCommand } from "./bench-suite.ts";
 import { type CommandContext, closing } from "./context.ts";
 
@@ -177,6 +177,7 @@ function withMarkOptions(command: Command): Command {
 
 async function bench(context: CommandContext, kind: BenchKind, flags: BenchFlags): Promise<void> {
   const { output, environment, signal } = context;
+  endCaseFirst(context);
   const folder = await TemporaryFolder.create("tidemark-bench-");
   const report = await closing(folder, async () => {
     const address = flags.vault ?? `azurite:${join(folder.path, "vault")}`;

@@ -32,6 +32,8 @@ export interface CommandContext {
   readonly signal: AbortSignal;
   /** From now on the command answers signals itself, and `signal` aborts no more. */
   readonly answerSignals: (answers: SignalAnswers) => void;
+  /** From now on the command has `ms` to come to rest after ^C. */
+  readonly allowRest: (ms: number) => void;
   /** What the process ends with unless the command throws. */
   exitCode: number;
   /** Times in UTC on a terminal too. */
