@@ -41,8 +41,9 @@ import {
 import type { Store } from "../store/store.ts";
 import type { Extent } from "../volume.ts";
 import type { ChunkPlace } from "./dedup-index.ts";
+import { pieceChunk } from "./fetch-plan.ts";
 import { Packer, type PointContent, type RunParts, type RunStatistics } from "./packer.ts";
-import { type PointConsumer, PointReader, type ProvedBatch, pieceChunk, pieceIsProved } from "./point-reader.ts";
+import { type PointConsumer, PointReader, type ProvedBatch, pieceIsProved } from "./point-reader.ts";
 import type { WorkerPool } from "./worker-pool.ts";
 
 export interface TransferOptions {

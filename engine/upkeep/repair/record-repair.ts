@@ -14,9 +14,9 @@
 import { randomBytes } from "node:crypto";
 import { hasCode, isUnreadable, throwIfAborted } from "../../errors.ts";
 import { digestBytes } from "../../limits.ts";
+import type { MappedChunk } from "../../pipeline/fetch-plan.ts";
 import { createDigest, type DigestKernel } from "../../pipeline/kernels.ts";
 import { Lz4 } from "../../pipeline/lz4.ts";
-import type { MappedChunk } from "../../pipeline/point-reader.ts";
 import { pageAlignmentBytes } from "../../sink.ts";
 import { fromHex, sameBytes, toHex } from "../../store/format/checksum.ts";
 import type { VaultDocument } from "../../store/format/documents.ts";

@@ -9,7 +9,7 @@
  */
 import { isUnreadableOrGone } from "../../errors.ts";
 import { digestBytes } from "../../limits.ts";
-import type { MappedChunk } from "../../pipeline/point-reader.ts";
+import type { MappedChunk } from "../../pipeline/fetch-plan.ts";
 import { fromHex, sameBytes } from "../../store/format/checksum.ts";
 import { frameHeaderBytes, storedLength } from "../../store/format/frame.ts";
 import { deadName } from "../../store/format/reclaim.ts";

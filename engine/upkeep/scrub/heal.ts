@@ -19,9 +19,9 @@
 import { hasCode, isUnreadableOrGone, throwIfAborted } from "../../errors.ts";
 import { digestBytes, granuleBytes } from "../../limits.ts";
 import type { Notice } from "../../notice.ts";
+import type { MappedChunk } from "../../pipeline/fetch-plan.ts";
 import { createDigest, type DigestKernel } from "../../pipeline/kernels.ts";
 import { Lz4 } from "../../pipeline/lz4.ts";
-import type { MappedChunk } from "../../pipeline/point-reader.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
 import { fromHex, sameBytes, toHex } from "../../store/format/checksum.ts";
 import { payloadAlignment, storedLength, storedLz4Flag } from "../../store/format/frame.ts";

@@ -14,8 +14,9 @@
 import { hasCode, TidemarkError } from "../../errors.ts";
 import { granuleBytes } from "../../limits.ts";
 import type { Notice } from "../../notice.ts";
+import { pieceChunk } from "../../pipeline/fetch-plan.ts";
 import type { PointConsumer, ProvedBatch } from "../../pipeline/point-reader.ts";
-import { PointReader, pieceChunk, pieceIsProved } from "../../pipeline/point-reader.ts";
+import { PointReader, pieceIsProved } from "../../pipeline/point-reader.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
 import { type OperationOptions, paced } from "../../progress.ts";
 import { fromHex } from "../../store/format/checksum.ts";

@@ -13,7 +13,7 @@
  */
 
 import { DedupIndex } from "../../pipeline/dedup-index.ts";
-import type { MappedChunk } from "../../pipeline/point-reader.ts";
+import type { MappedChunk } from "../../pipeline/fetch-plan.ts";
 import { toHex } from "../../store/format/checksum.ts";
 import { storedLz4Flag } from "../../store/format/frame.ts";
 
