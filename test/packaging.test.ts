@@ -12,7 +12,7 @@ import { repositoryRoot } from "./source-tree.ts";
 import { createFolder, removeFolder } from "./temporary-folder.ts";
 
 const run = promisify(execFile);
-const packedBytesMax = 510_000;
+const packedBytesMax = 500_000;
 
 interface PackageJson {
   readonly dependencies: Readonly<Record<string, string>>;
