@@ -6,14 +6,16 @@
  * time, and with a remedy that is not the command just typed. A quick run takes a sample.
  */
 import { spawnSync } from "node:child_process";
-import { closeSync, mkdirSync, openSync, rmdirSync, symlinkSync, writeFileSync } from "node:fs";
+import { closeSync, cpSync, existsSync, mkdirSync, openSync, rmdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { type AddressInfo, createServer } from "node:net";
+import { dirname } from "node:path";
 import process from "node:process";
 import { setTimeout as delay } from "node:timers/promises";
-import { expect, onTestFinished, test, vi } from "vitest";
+import { afterAll, expect, onTestFinished, test, vi } from "vitest";
 import { byDepth, sampleOf } from "../depth.ts";
 import { MemoryDisk, serve } from "../engine/disk/nbd/server-rig.ts";
 import { mountSmallDisk } from "../small-disk.ts";
+import { createFolder, removeFolder } from "../temporary-folder.ts";
 import { writeImage } from "./images.ts";
 import { type Line, Place, parseLines } from "./tidemark.ts";
 
@@ -298,12 +300,22 @@ const uses: readonly Use[] = [
 
 const cells = uses.flatMap((use) => use.bad.map((bad) => ({ name: `${use.role}: ${bad.what}`, use, bad })));
 
+/** An image and a vault with a point of it, as each cell begins. */
+const prepared = `${createFolder("prepared")}/place`;
+
+afterAll(async () => {
+  await removeFolder(dirname(prepared));
+});
+
 test.for(sampleOf(cells, 4))("$name", { timeout: 60_000 }, async ({ use, bad, name }, { skip }) => {
   const place = new Place();
-  writeImage(place.path("a.img"), 2);
   const vault = { TIDEMARK_STATE: place.path("state") };
-  const prepared = await place.run(["replicate", "a.img", "--disk", "a", "--vault", "dir:vault"], vault);
-  expect(prepared).toMatchObject({ code: 0 });
+  if (!existsSync(prepared)) {
+    writeImage(place.path("a.img"), 2);
+    const made = await place.run(["replicate", "a.img", "--disk", "a", "--vault", "dir:vault"], vault);
+    expect(made).toMatchObject({ code: 0 });
+    cpSync(place.folder, prepared, { recursive: true });
+  } else cpSync(prepared, place.folder, { recursive: true });
   const path = await bad.make(place);
   if (typeof path !== "string") return skip(path.reason);
   const words = [...use.words(path, place), "--json"];

@@ -8,8 +8,8 @@ import { byDepth } from "../../../depth.ts";
 import { closeModelVaults, contentOf, ModelDisk, openModelVault } from "../../../model-disk.ts";
 import { createFolder, removeFolder } from "../../../temporary-folder.ts";
 
-/** As many as a plan may have, of two disks each. */
-const machines = byDepth(2, 100);
+/** Of two disks each: more than are worked on at once. */
+const machines = byDepth(2, 40);
 const descriptorsMax = 200;
 const descriptorsOfDisk = 6;
 const heapGrowthMax = 200 * 1024 * 1024;
