@@ -5,14 +5,14 @@ import { BaseSequencer, type TestSpecification } from "vitest/node";
 import { CountsReporter } from "./test/counts-reporter.ts";
 import { byDepth } from "./test/depth.ts";
 
-/**
- * Files that kill processes take minutes, most of them waiting: begun first, they do not leave a
- * processor idle at the end.
- */
+/** Files that take minutes at the depth `deep`, most of them waiting. */
+const long = /\/test\/(process\/|cli\/(stress|bad-places|processes)|bench\/live)/;
+
+/** Begins with the long files, so that they do not leave a processor idle at the end. */
 class LongFirst extends BaseSequencer {
   override async sort(files: TestSpecification[]): Promise<TestSpecification[]> {
     const sorted = await super.sort(files);
-    const isLong = ({ moduleId }: TestSpecification): boolean => moduleId.includes("/test/process/");
+    const isLong = ({ moduleId }: TestSpecification): boolean => long.test(moduleId);
     return [...sorted.filter(isLong), ...sorted.filter((file) => !isLong(file))];
   }
 }

@@ -85,7 +85,10 @@ async function exitCodeFrom(context: CommandContext, words: readonly string[]): 
   }
 }
 
-/** Names what this process lacks, wherever a call of the system found it: a folder to be in, or open files. */
+/**
+ * Names what this process lacks, wherever it was found: a folder to be in, open files, or a module. Node
+ * looks for modules with calls whose failures it takes for absence, also that of too many open files.
+ */
 function ofThisProcess(error: unknown): unknown {
   if (!(error instanceof Error)) return error;
   if ("syscall" in error && error.syscall === "uv_cwd") {
@@ -95,6 +98,12 @@ function ofThisProcess(error: unknown): unknown {
     });
   }
   const code = systemCode(error);
+  if (code === "ERR_MODULE_NOT_FOUND") {
+    return new TidemarkError("UNSUPPORTED", `a part of the program cannot be loaded: ${error.message}`, {
+      remedy: "raise the limit of open files with `ulimit -n 1024`, or install tidemark and its packages again",
+      cause: error,
+    });
+  }
   if (error instanceof TidemarkError || (code !== "EMFILE" && code !== "ENFILE")) return error;
   const whose = code === "EMFILE" ? "this process" : "this machine";
   return new TidemarkError("UNSUPPORTED", `${whose} may not open as many files as the command needs (${code})`, {

@@ -8,8 +8,9 @@
  * together by folder. Every chunk names what it takes from others and gives them, so fewer chunks
  * are a smaller package.
  */
-import { readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { dirname, relative, resolve } from "node:path";
+import { minify } from "@swc/core";
 import { rolldown } from "rolldown";
 
 const { exports, imports, bin } = JSON.parse(readFileSync("package.json", "utf8"));
@@ -27,6 +28,9 @@ const chunks = {
   kit: ["sink/testing.ts"],
   program: ["cli/program.ts"],
 };
+/** Rooms of the command line that are as large as a chunk has to be. */
+const rooms = ["agent", "stress"];
+
 /** Whether a file works when it is loaded, so that no other chunk may contain it. */
 const isStarted = (path) => entries.some((name) => path === `${name}.ts` && !doors.includes(`./dist/${name}.js`));
 
@@ -47,7 +51,8 @@ function chunkOf(id, graph) {
     if (loaded.get(name).has(id)) return name;
   }
   const [wing, room] = path.split("/");
-  return wing === "cli" ? room : wing;
+  if (wing !== "cli") return wing;
+  return rooms.includes(room) ? room : "commands";
 }
 
 const bundle = await rolldown({
@@ -59,20 +64,49 @@ const bundle = await rolldown({
   // The helpers of `await using`, which Node 20 does not have, are the only foreign code inside.
   external: (id) => /^[^./]/.test(id) && !id.startsWith("@oxc-project/runtime"),
 });
-await bundle.write({
-  dir: "dist",
+const { output } = await bundle.generate({
   entryFileNames: "[name].js",
   chunkFileNames: "shared/[name].js",
   codeSplitting: { groups: [{ name: chunkOf, debugName: "chunks", includeDependenciesRecursively: false }] },
-  // Classes keep their names, and with them the methods in a stack trace. A build with `sourcemap: true` tells functions and lines.
-  minify: {
-    compress: { keepNames: { function: false, class: true } },
-    mangle: { keepNames: { function: false, class: true } },
-    codegen: { removeWhitespace: true },
-  },
+  minify: true,
   comments: { jsdoc: false, annotation: false, legal: false },
 });
 await bundle.close();
+
+/** Chunks that only give what another has the names of a module that is loaded on demand, by their file. */
+const aliases = new Map(
+  output
+    .filter(({ isDynamicEntry, modules }) => isDynamicEntry && Object.keys(modules).length === 0)
+    .map(({ fileName, code }) => [fileName, code]),
+);
+
+/** Loads from a chunk itself what the code would load through an alias. */
+const direct = (code) =>
+  code.replace(/import\(`[./]+(?:shared\/)?([^`/]+)`\)/g, (load, file) => {
+    const [, names, chunk] = /^export\{(.+)\}from"\.\/(.+)";/.exec(aliases.get(`shared/${file}`) ?? "") ?? [];
+    if (names === undefined) return load;
+    return `${load.replace(file, chunk)}.then((own)=>({${names.replace(/(\w+) as (\w+)/g, "$2:own.$1")}}))`;
+  });
+
+/**
+ * Writes a script, minified once more: properties of constant objects become variables. What makes
+ * code shorter and the package larger is turned off. Without this pass and `minify: true` a stack
+ * trace has the names of the source.
+ */
+async function write(file, text) {
+  const { code } = await minify(text, {
+    module: true,
+    ecma: 2022,
+    compress: { passes: 3, sequences: false, collapse_vars: false },
+    mangle: { topLevel: true },
+    format: { inline_script: false }, // it would break `(?<!--`
+  });
+  mkdirSync(`dist/${dirname(file)}`, { recursive: true });
+  writeFileSync(`dist/${file}`, code);
+}
+
+const chunksToWrite = output.filter(({ fileName }) => !aliases.has(fileName));
+await Promise.all(chunksToWrite.map(async ({ fileName, code }) => await write(fileName, direct(code))));
 
 /** A style sheet or a page without its comments and indentation. */
 const packed = (text) =>
@@ -83,9 +117,10 @@ const packed = (text) =>
 
 for (const name of entries.filter(isPage)) {
   const page = await rolldown({ input: `${name}.ts`, platform: "browser", tsconfig: false });
-  await page.write({ file: `dist/${name}.js`, minify: true });
+  const [{ code }] = (await page.generate({ minify: true })).output;
   await page.close();
   const folder = dirname(name);
+  await write(`${name}.js`, code);
   for (const file of readdirSync(folder).filter((other) => /\.(html|css|svg)$/.test(other)))
     writeFileSync(`dist/${folder}/${file}`, packed(readFileSync(`${folder}/${file}`, "utf8")));
 }

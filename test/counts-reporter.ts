@@ -1,9 +1,11 @@
 /**
- * The usual report of a test run, followed by one last line that any runner can read:
- * `N passed, N failed`, and `, N skipped` where there are some. Whatever makes the run fail counts
- * as a failure, also a file that cannot be loaded and an error outside every test.
+ * The usual report of a test run, followed by the day of a deep run's samples and by one last line
+ * that any runner can read: `N passed, N failed`, and `, N skipped` where there are some. Whatever
+ * makes the run fail counts as a failure, also a file that cannot be loaded and an error outside
+ * every test.
  */
 import { DefaultReporter, type Reporter, type TestModule } from "vitest/node";
+import { day } from "./depth.ts";
 
 /** What vitest hands to `onTestRunEnd`. */
 type TestRunEnd = Parameters<NonNullable<Reporter["onTestRunEnd"]>>;
@@ -12,6 +14,7 @@ type TestRunEnd = Parameters<NonNullable<Reporter["onTestRunEnd"]>>;
 export class CountsReporter extends DefaultReporter {
   override onTestRunEnd(...[modules, unhandledErrors, reason]: TestRunEnd): void {
     super.onTestRunEnd(modules, unhandledErrors, reason);
+    if (day > 0) process.stdout.write(`TIDEMARK_TEST_DAY=${day}\n`);
     process.stdout.write(`${countsLine(modules, unhandledErrors.length)}\n`);
   }
 }

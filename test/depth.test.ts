@@ -25,6 +25,20 @@ test("a quick sample has the first, the last and one call from each part between
   expect(sampleOf(["a", "b", "c", "d"], 2)).toEqual(["a", "d"]);
 });
 
+test("a deep run takes a sample of the longest sweeps, the same on one day and another on the next", async () => {
+  const onDay = async (day: string): Promise<readonly number[]> => {
+    vi.stubEnv("TIDEMARK_TEST_DAY", day);
+    return (await depthAt("deep")).callsOf(1, 100, 3, 12);
+  };
+  const calls = await onDay("20000");
+  expect(calls).toEqual(await onDay("20000"));
+  expect(calls).toHaveLength(12);
+  expect([calls[0], calls.at(-1)]).toEqual([1, 100]);
+  const met = new Set(calls);
+  for (let day = 20_001; day < 20_100; day += 1) for (const call of await onDay(String(day))) met.add(call);
+  expect(met.size).toBe(100);
+});
+
 test("a deep run takes every call, every round and every run", async () => {
   const { byDepth, callsOf, runsOf } = await depthAt("deep");
   expect(callsOf(3, 40)).toHaveLength(38);

@@ -3,9 +3,11 @@
  *
  * The environment variable `TIDEMARK_TEST_DEPTH` is `quick`, the default, or `deep`. A quick run kills
  * less often and samples its sweeps; a deep run takes every call, and has the tests of deep-test.ts.
+ * Of the longest sweeps a deep run takes a sample, too: another one each day, so that the days
+ * together take every call. `TIDEMARK_TEST_DAY` repeats the sample of a day.
  *
  * Invariant: a sample always contains the first and the last call, and the same number of calls
- * gives the same sample, so that a failure can be run again.
+ * gives the same sample, on one day in a deep run, so that a failure can be run again.
  */
 import process from "node:process";
 
@@ -21,6 +23,9 @@ function depthNamed(name: string): "quick" | "deep" {
   throw new Error(`TIDEMARK_TEST_DEPTH is ${name}. Set it to quick or deep.`);
 }
 
+/** The day whose sample a deep run takes, in days since 1970. A quick run has the same sample every day: 0. */
+export const day: number = byDepth(0, Number(process.env["TIDEMARK_TEST_DAY"] ?? Math.floor(Date.now() / 86_400_000)));
+
 /** Gives `quick` or `deep`, by the depth of this run. */
 export function byDepth<Value>(quick: Value, deep: Value): Value {
   return isDeep ? deep : quick;
@@ -32,23 +37,31 @@ export function runsOf(deep: number): number {
 }
 
 /**
- * The calls of a sweep from `first` to `last`, in ascending order: all of them in a deep run,
- * `quickCount` of them in a quick one.
+ * The calls of a sweep from `first` to `last`, in ascending order: `quickCount` of them in a quick
+ * run, `deepCount` in a deep one.
  */
-export function callsOf(first: number, last: number, quickCount: number = quickCalls): readonly number[] {
-  return sampleOf(
-    Array.from({ length: Math.max(0, last - first + 1) }, (_, index) => first + index),
-    quickCount,
-  );
+export function callsOf(
+  first: number,
+  last: number,
+  quickCount: number = quickCalls,
+  deepCount: number = Infinity,
+): readonly number[] {
+  const calls = Array.from({ length: Math.max(0, last - first + 1) }, (_, index) => first + index);
+  return sampleOf(calls, quickCount, deepCount);
 }
 
 /**
- * All of `items` in a deep run. In a quick one the first, the last and one from each of
- * `quickCount - 2` parts of equal size between them, in their order.
+ * As many of `items` as the depth gives, or all: the first, the last and one from each of `count - 2`
+ * parts of equal size between them, in their order.
  */
-export function sampleOf<Item>(items: readonly Item[], quickCount: number = quickCalls): readonly Item[] {
-  if (isDeep || items.length <= quickCount) return items;
-  const parts = quickCount - 2;
+export function sampleOf<Item>(
+  items: readonly Item[],
+  quickCount: number = quickCalls,
+  deepCount: number = Infinity,
+): readonly Item[] {
+  const count = byDepth(quickCount, deepCount);
+  if (items.length <= count) return items;
+  const parts = count - 2;
   const between = items.length - 2;
   const taken = new Set([0, items.length - 1]);
   for (let part = 0; part < parts; part += 1) {
@@ -67,8 +80,8 @@ export function inTurn<Item>(items: readonly Item[], index: number): readonly It
   return isDeep ? items : items.filter((_, at) => at === index % items.length);
 }
 
-/** A number in [0, 1) that depends on its arguments alone. */
+/** A number in [0, 1) that depends on its arguments and the day alone. */
 function drawn(count: number, part: number): number {
-  const mixed = Math.imul(count * 31 + part + 1, 0x9e37_79b1);
+  const mixed = Math.imul((day * 1_009 + count) * 31 + part + 1, 0x9e37_79b1);
   return (Math.imul(mixed ^ (mixed >>> 15), 0x85eb_ca6b) >>> 0) / 2 ** 32;
 }

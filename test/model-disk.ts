@@ -100,7 +100,7 @@ export function scribble(disk: ModelDisk, seed: number): void {
     Math.floor((length * ((part * 0.37 + seed * 0.21) % 1)) / granuleBytes) * granuleBytes;
   contentOf(Math.min(1000, length), seed + 100).copy(disk.bytes, place(1));
   contentOf(Math.min(14_000, length), seed + 200).copy(disk.bytes, place(2));
-  disk.bytes.fill(0, place(3), place(3) + 9000);
+  disk.bytes.fill(0, place(3), Math.min(place(3) + 9000, length));
 }
 
 const opened: Vault[] = [];

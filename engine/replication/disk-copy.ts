@@ -11,6 +11,9 @@
  * points later than the newest one of the target are copied, oldest first, so a copy that was
  * interrupted goes on when it is repeated.
  *
+ * The label of a point is written before the copied point is committed, so that a copy that dies has
+ * no point without its label: the next one does not look at points that are there.
+ *
  * The point that was copied last stays pinned in the source vault. The pin's name says which point of
  * the target it became, and stands there before that point is committed. While that one is the newest
  * there, the next copy reads only what differs. Without the pin the next point is compared whole.
@@ -105,6 +108,7 @@ export interface Side {
 interface SourcePoint {
   readonly record: PointRecord;
   readonly manifest: ManifestDocument;
+  readonly label: string | undefined;
   /** Undefined while a disk is renamed: a point that is pruned meanwhile needs no new name. */
   readonly hold: PointHold | undefined;
 }
@@ -214,10 +218,10 @@ export class DiskCopy {
     const pins = await listPins(store, vault, disk, this.#notify, signal);
     this.#pins = pins.filter(({ document }) => document?.name?.startsWith(this.#pinName("")) === true);
     for (const record of points) {
-      const point = await this.#open(record);
+      const point = await this.#open(record, labels.get(record.id));
       if (point === undefined) continue;
       try {
-        await this.#copy(point, labels.get(record.id), record === points.at(-1));
+        await this.#copy(point, record === points.at(-1));
       } finally {
         await point.hold?.release();
       }
@@ -225,14 +229,14 @@ export class DiskCopy {
   }
 
   /** Holds a point and reads its manifest. Undefined: it has been pruned meanwhile, or cannot be read. */
-  async #open(record: PointRecord): Promise<SourcePoint | undefined> {
+  async #open(record: PointRecord, label: string | undefined): Promise<SourcePoint | undefined> {
     const { store, vault, disk } = this.#source;
     const { signal } = this.#options;
     let hold: PointHold | undefined;
     try {
       if (!this.#isRename)
         hold = await holdToRead({ store, vault, disk, point: record, purpose: "copy", onNotice: this.#notify, signal });
-      return { record, manifest: await readManifest(store, vault, disk, record, signal), hold };
+      return { record, label, manifest: await readManifest(store, vault, disk, record, signal), hold };
     } catch (error) {
       await hold?.release();
       if (isDropped(error)) return undefined;
@@ -243,7 +247,7 @@ export class DiskCopy {
   }
 
   /** Copies a point that is held. One that was pruned all the same is passed over, and so is one that cannot be read. */
-  async #copy(point: SourcePoint, label: string | undefined, isLast: boolean): Promise<void> {
+  async #copy(point: SourcePoint, isLast: boolean): Promise<void> {
     const { onPoint } = this.#options;
     const { record, manifest } = point;
     const fetched = { bytes: 0 };
@@ -252,14 +256,6 @@ export class DiskCopy {
     const { id, sequence } = shipped.point;
     this.#last = { id, manifest };
     await this.#unpin(id);
-    const { store, vault, disk: diskThere } = this.#target;
-    const { signal } = this.#options;
-    await labelNewPoint(
-      store,
-      vault,
-      { disk: diskThere, sequence, point: id },
-      { label, onNotice: this.#notify, signal },
-    );
     await this.#state.keepOnly(id);
     this.#points += 1;
     onPoint?.({
@@ -281,7 +277,7 @@ export class DiskCopy {
 
   /** Makes the point in the target, in a few tries. Undefined: it is passed over. */
   async #shipped(
-    { record, manifest, hold }: SourcePoint,
+    { record, manifest, label, hold }: SourcePoint,
     fetched: { bytes: number },
     isLast: boolean,
   ): Promise<Shipped | undefined> {
@@ -301,7 +297,7 @@ export class DiskCopy {
         const changes =
           trust.changes && parent !== undefined ? await this.#changes(session, manifest, signal) : undefined;
         const noted = changes && onFailure(changes, () => (reading.changesFailed = true));
-        content = await this.#content({ record, manifest, hold }, session, parent, noted);
+        content = await this.#content(record, manifest, session, parent, noted);
         const shipped = await session.ship({
           content,
           timeMs,
@@ -309,7 +305,12 @@ export class DiskCopy {
           consistency: () => Promise.resolve(consistency),
           application,
           group: this.#groupOf(record),
-          beforeHead: async (id) => await this.#pin(record, id),
+          beforeHead: async ({ sequence, id }) => {
+            await this.#pin(record, id);
+            const { store, vault } = this.#target;
+            const told = { label, onNotice: this.#notify, signal };
+            await labelNewPoint(store, vault, { disk, sequence, point: id }, told);
+          },
           leave: isLast,
           onProgress: (doneBytes, transferredBytes) =>
             progress({ phase: "scan", doneBytes, totalBytes, transferredBytes }),
@@ -355,7 +356,8 @@ export class DiskCopy {
   }
 
   async #content(
-    { record, manifest }: SourcePoint,
+    record: PointRecord,
+    manifest: ManifestDocument,
     session: Session,
     parent: ManifestDocument | undefined,
     changes: AsyncIterable<GranuleRange> | undefined,

@@ -202,7 +202,7 @@ class Cycle {
       timeMs,
       parent,
       consistency: async () => await this.#judge(),
-      beforeHead: async (id, isReread) => {
+      beforeHead: async ({ id }, isReread) => {
         // What was read twice may have changed in between, and the point shows the later content.
         if (!isReread) await prints.finish({ point: id, volumeBytes });
       },

@@ -63,10 +63,10 @@ export interface Shipment {
   readonly application?: ApplicationRecord | null;
   readonly group?: GroupRecord | null;
   /**
-   * Told the new point's id before the head is swapped: from then on the point may exist.
+   * Told the new point before the head is swapped: from then on the point may exist.
    * `isReread`: some of the volume was read twice.
    */
-  readonly beforeHead: (id: string, isReread: boolean) => Promise<void>;
+  readonly beforeHead: (point: Pick<PointRecord, "sequence" | "id">, isReread: boolean) => Promise<void>;
   /** Releases the writer lease with the commit. */
   readonly leave: boolean;
   readonly onProgress?: ((doneBytes: number, storedBytes: number) => void) | undefined;
@@ -379,7 +379,7 @@ export class Session implements AsyncDisposable {
     await writerLease.assertHeld();
     const manifestEtag = await this.store.putOnce(name, bytes, { signal });
     const written = new Map([...this.#objects.put, [name, manifestEtag]]);
-    await shipment.beforeHead(id, isReread);
+    await shipment.beforeHead({ sequence: manifest.sequence, id }, isReread);
     const prove = async (): Promise<void> => {
       await this.catalog.prove(this.store, references, signal);
       await proveObjects(this.store, written, signal);

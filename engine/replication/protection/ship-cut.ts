@@ -77,7 +77,7 @@ export async function shipCut(options: ShipCutOptions): Promise<PointRecord> {
       application,
       group,
       leave: false,
-      beforeHead: async (id) => {
+      beforeHead: async ({ id }) => {
         options.onCommitting(id);
         await protectedDisk.expectPoint(id);
       },

@@ -47,8 +47,8 @@ export function checkLabel(text: string): void {
 }
 
 /**
- * Labels a point that has just been committed. A label that cannot be written is a notice, because
- * the point stays.
+ * Labels a point that has just been committed, or is about to be. A label that cannot be written is a
+ * notice, because the point stays.
  */
 export async function labelNewPoint(
   store: Store,

@@ -8,7 +8,7 @@ import { afterAll, afterEach, beforeAll, describe, expect, test } from "vitest";
 import type { Vault } from "../../../../engine/vault.ts";
 import { CrashError, FaultySink } from "../../../../sink/faults.ts";
 import { MemorySink } from "../../../../sink/memory.ts";
-import { byDepth, callsOf, sampleOf } from "../../../depth.ts";
+import { byDepth, callsOf } from "../../../depth.ts";
 import { closeModelVaults } from "../../../model-disk.ts";
 import { removeFolder } from "../../../temporary-folder.ts";
 import { combinations, endOf } from "../crash-rig.ts";
@@ -146,8 +146,8 @@ describe.each(byDepth(verbs.slice(0, 1), verbs))("$name of a plan that dies", (v
       site.reconnect();
       await checkOutcome(verb);
       let died = 0;
-      for (const call of callsOf(1, counting.calls.length, 3)) {
-        for (const [effect, way] of sampleOf(combinations, 2)) {
+      for (const call of callsOf(1, counting.calls.length, 3, 12)) {
+        for (const [effect, way] of combinations) {
           await removeFolder(site.folder);
           const run = await setUp(verb);
           site.line.current = new FaultySink(new MemorySink({ store: site.memory }), [

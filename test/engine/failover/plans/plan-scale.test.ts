@@ -4,12 +4,13 @@ import { afterAll, expect, test } from "vitest";
 import type { ServedRun } from "../../../../engine/failover/served-run.ts";
 import type { Plan } from "../../../../engine/store/format/plan-run.ts";
 import { openSink } from "../../../../sink/open.ts";
+import { collectGarbage } from "../../../collect-garbage.ts";
 import { byDepth } from "../../../depth.ts";
 import { closeModelVaults, contentOf, ModelDisk, openModelVault } from "../../../model-disk.ts";
 import { createFolder, removeFolder } from "../../../temporary-folder.ts";
 
-/** As many as a plan may have, of two disks each. */
-const machines = byDepth(2, 100);
+/** Of two disks each: more than are worked on at once. */
+const machines = byDepth(2, 40);
 const descriptorsMax = 200;
 const descriptorsOfDisk = 6;
 const heapGrowthMax = 200 * 1024 * 1024;
@@ -18,9 +19,10 @@ afterAll(async () => {
   await closeModelVaults();
 });
 
-/** What `work` takes: open files and heap at most, above those before. */
+/** What `work` takes: open files at most, and the heap that it holds at its end, above those before. */
 async function measured(work: () => Promise<void>): Promise<{ readonly descriptors: number; readonly heap: number }> {
   const count = (): number => readdirSync("/proc/self/fd").length;
+  collectGarbage();
   const before = { descriptors: count(), heap: process.memoryUsage().heapUsed };
   let descriptors = 0;
   const watch = setInterval(() => {
@@ -28,6 +30,7 @@ async function measured(work: () => Promise<void>): Promise<{ readonly descripto
   }, 20);
   await work();
   clearInterval(watch);
+  collectGarbage();
   expect(count()).toBeLessThanOrEqual(before.descriptors + 2);
   expect(descriptors).toBeGreaterThan(0);
   return { descriptors: descriptors - before.descriptors, heap: process.memoryUsage().heapUsed - before.heap };

@@ -3,6 +3,7 @@
  * targets are taken, a store and a process that die at any call, and operators who let days pass. The run
  * ends, leaves nothing, and its times and health are those of the clock.
  */
+import { randomInt } from "node:crypto";
 import { existsSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, expect, test, vi } from "vitest";
@@ -11,7 +12,7 @@ import type { PlanRunSummary } from "../../../../engine/failover/plans/plan-summ
 import type { Plan } from "../../../../engine/store/format/plan-run.ts";
 import { CrashError, FaultySink } from "../../../../sink/faults.ts";
 import { MemorySink } from "../../../../sink/memory.ts";
-import { byDepth, runsOf, sampleOf } from "../../../depth.ts";
+import { byDepth } from "../../../depth.ts";
 import { numbersFrom } from "../../../engine-model.ts";
 import { closeModelVaults } from "../../../model-disk.ts";
 import { pass, useVirtualTime, wait } from "../../../virtual-time.ts";
@@ -145,10 +146,8 @@ async function simulate(kind: "test" | "unplanned"): Promise<void> {
 test(
   "a run of a plan ends and leaves nothing, under random faults, commands and operators",
   async () => {
-    for (const seed of sampleOf(
-      Array.from({ length: runsOf(300) }, (_, index) => index + 1),
-      8,
-    )) {
+    const first = byDepth(1, randomInt(2 ** 31));
+    for (let seed = first; seed < first + byDepth(8, 100); seed += 1) {
       random = numbersFrom(seed);
       site.begin();
       try {
