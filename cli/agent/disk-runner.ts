@@ -17,7 +17,7 @@ import {
   type ProtectionStatus,
   TidemarkError,
 } from "../../engine/index.ts";
-import { formatListen, type RestingImage } from "../../engine/internal.ts";
+import { formatListen, type RestingImage, shellWord } from "../../engine/internal.ts";
 import { errorReport } from "../errors.ts";
 import { formatBytes } from "../quantities.ts";
 import type { DiskConfig, PolicyConfig, VaultConfig } from "./config.ts";
@@ -385,7 +385,7 @@ function stoppedStatus(last: ProtectionStatus): ProtectionStatus {
 
 /** What brings a stopped disk back. */
 export function resumeRemedy(disk: string): string {
-  return `protect it again: \`tidemark agent resume --disk ${disk}\``;
+  return `protect it again: \`tidemark agent resume --disk ${shellWord(disk)}\``;
 }
 
 /** The worst of some levels; Normal of none. */

@@ -11,6 +11,7 @@
 import { hasCode, TidemarkError } from "../errors.ts";
 import type { Notice } from "../notice.ts";
 import type { VaultContext } from "../pipeline/vault-context.ts";
+import { shellWord } from "../shell-word.ts";
 import { claimName } from "../store/format/names.ts";
 import { type DisableReason, type RunDocument } from "../store/format/run.ts";
 import { disableByClaim, enableByClaim, readClaim, restoreClaim } from "../store/points/failover-claim.ts";
@@ -86,7 +87,7 @@ export async function disableDisk(context: VaultContext, options: DisableOptions
   ];
   if (!purges) {
     const reason = (await readClaim(place))?.disabled?.reason ?? "NotSpecified";
-    const points = `all points of the disk: \`tidemark disks disable --disk ${disk} --purge\` removes them`;
+    const points = `all points of the disk: \`tidemark disks disable --disk ${shellWord(disk)} --purge\` removes them`;
     const leftBehind = { source, vault: [points], targets };
     return { disk, reason, purged: false, removedPoints: 0, freedBytes: null, leftBehind, elapsedMs: since(startedAt) };
   }
@@ -134,7 +135,7 @@ function refuseOpenRun(disk: string, runs: readonly RunDocument[]): void {
 function stillWritten(disk: string, cause: TidemarkError): TidemarkError {
   const fact = `the protection of disk ${JSON.stringify(disk)} is disabled, and its points stay: ${cause.message}`;
   return new TidemarkError("WRITER_ACTIVE", fact, {
-    remedy: `stop that process, then run \`tidemark disks disable --disk ${disk} --purge\``,
+    remedy: `stop that process, then run \`tidemark disks disable --disk ${shellWord(disk)} --purge\``,
     detail: { disk },
     cause,
   });

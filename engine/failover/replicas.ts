@@ -16,6 +16,7 @@ import { watchedStore } from "../disk/source/head-watch.ts";
 import { hasCode, TidemarkError } from "../errors.ts";
 import type { VaultContext } from "../pipeline/vault-context.ts";
 import type { OperationOptions } from "../progress.ts";
+import { shellWord } from "../shell-word.ts";
 import type { PointRecord } from "../store/format/documents.ts";
 import { replicaObjectName } from "../store/format/names.ts";
 import { encodeReplica, type ReplicaDocument } from "../store/format/replica.ts";
@@ -277,7 +278,7 @@ function refuseForeign(document: ReplicaDocument): void {
 
 function torn({ replica, disk, ...place }: ReplicaDocument): TidemarkError {
   return new TidemarkError("TARGET_FAILED", `replica ${replica} holds no point: no application of one has ended`, {
-    remedy: `run \`tidemark replica run --once --disk ${disk} --to ${replicaTargetName(place)}\` first`,
+    remedy: `run \`tidemark replica run --once --disk ${shellWord(disk)} --to ${shellWord(replicaTargetName(place))}\` first`,
     detail: { replica },
   });
 }

@@ -3,6 +3,7 @@
  * and what may be deleted now.
  */
 import type { VaultContext } from "../pipeline/vault-context.ts";
+import { shellWord } from "../shell-word.ts";
 import type {
   EndingAction,
   JobState,
@@ -254,7 +255,8 @@ export function adviceOf(
         stillNeeded: [present, "the vault's points: the disks are compared with them"],
       };
     const purges = members.map(
-      ({ disk }) => `the points of ${JSON.stringify(disk)}: \`tidemark disks disable --disk ${disk} --purge\``,
+      ({ disk }) =>
+        `the points of ${JSON.stringify(disk)}: \`tidemark disks disable --disk ${shellWord(disk)} --purge\``,
     );
     return { mayBeDeleted: [former, ...purges], stillNeeded: [present] };
   }

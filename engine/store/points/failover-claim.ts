@@ -20,6 +20,7 @@
  * Invariant: while a claim stands, no new writer makes a point of the disk at any other place.
  */
 import { hasCode, TidemarkError } from "../../errors.ts";
+import { shellWord } from "../../shell-word.ts";
 import { documentBytesMax } from "../format/documents.ts";
 import { claimName } from "../format/names.ts";
 import { type ClaimDocument, type ClaimedPlace, type DisableReason, decodeClaim, encodeClaim } from "../format/run.ts";
@@ -201,15 +202,15 @@ function refuseDisabled({ disk, disabled }: ClaimDocument): void {
     const to = disabled.renamedTo;
     throw new TidemarkError("WRITER_ACTIVE", `disk ${JSON.stringify(disk)} is being renamed to ${JSON.stringify(to)}`, {
       remedy:
-        `go on with \`tidemark disks rename --disk ${disk} --to ${to}\`, ` +
-        `or keep the name with \`tidemark disks enable --disk ${disk}\``,
+        `go on with \`tidemark disks rename --disk ${shellWord(disk)} --to ${shellWord(to)}\`, ` +
+        `or keep the name with \`tidemark disks enable --disk ${shellWord(disk)}\``,
       detail: { disk },
     });
   }
   throw new TidemarkError(
     "WRITER_ACTIVE",
     `the protection of disk ${JSON.stringify(disk)} was disabled (${disabled.reason})`,
-    { remedy: `protect it again with \`tidemark disks enable --disk ${disk}\``, detail: { disk } },
+    { remedy: `protect it again with \`tidemark disks enable --disk ${shellWord(disk)}\``, detail: { disk } },
   );
 }
 
