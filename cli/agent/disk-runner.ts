@@ -352,6 +352,7 @@ export class DiskRunner {
       lag: { capturedMs: null, shippedMs: null, committedMs: null },
       ...atRest,
       backlogBytes: 0,
+      points: null,
       pointsCommitted: 0,
       latest: null,
       barrier: { lastMs: 0, maxMs: 0 },
