@@ -15,7 +15,7 @@ import { hasCode, TidemarkError } from "../errors.ts";
 import type { VaultContext } from "../pipeline/vault-context.ts";
 import { runObjectName } from "../store/format/names.ts";
 import type { RunDocument, RunMember, RunOperation } from "../store/format/run.ts";
-import { readClaim, refuseClaimed, refuseOtherRun } from "../store/points/failover-claim.ts";
+import { isSamePlace, readClaim, refuseClaimed, refuseOtherRun } from "../store/points/failover-claim.ts";
 import { Store } from "../store/store.ts";
 import { type DisableOptions, type DisableSummary, disableDisk, enableDisk } from "./disable.ts";
 import { Effects } from "./effects.ts";
@@ -134,14 +134,13 @@ export class Failovers {
       await refuseOtherFailback(place, disks);
       checkSource(source, disks);
       const targets = await parseImages(options.to, disks);
-      refusePresent(former, targets);
-      const members = membersOf(await choosePoints(place, disks, "latest", false), targets).map(
-        (member, index): RunMember => {
-          const origin = former.members[index]?.origin ?? null;
-          const isKnown = origin !== null && origin.path === member.target.path;
-          return { ...member, held: isKnown ? { point: origin.point, signature: origin.signature } : null };
-        },
-      );
+      await refusePresent(former, targets);
+      const members: RunMember[] = [];
+      for (const member of membersOf(await choosePoints(place, disks, "latest", false), targets)) {
+        const origin = former.members[members.length]?.origin ?? null;
+        const isKnown = origin !== null && (await isSamePlace(origin.path, member.target.path));
+        members.push({ ...member, held: isKnown ? { point: origin.point, signature: origin.signature } : null });
+      }
       const { group } = former;
       const common = { kind: "failback", direction: "RecoveryToPrimary", selector: "latest", serving: null } as const;
       const to = options.to.join(" ");

@@ -23,6 +23,7 @@ import { encodeReplica, type ReplicaDocument } from "../store/format/replica.ts"
 import { readDisk } from "../store/points/head.ts";
 import { runRequestTiming } from "../timing.ts";
 import { verify } from "../upkeep/scrub/verify.ts";
+import { refuseDeviceInUse } from "./device-use.ts";
 import { isWorker } from "./held-document.ts";
 import { Applications, unpinReplica } from "./replica-application.ts";
 import {
@@ -184,6 +185,7 @@ export class Replicas {
     await target.refuseTaken();
     const document = { vault, disk, ...named, epoch: 0, worker: null, point: null, next: null, signature: null };
     await refuseSource(place, document);
+    if (named.target.kind === "device") await refuseDeviceInUse(place, named.target.path);
     const name = replicaObjectName(named.replica);
     await store.putOnce(name, encodeReplica(document), { signal });
     try {

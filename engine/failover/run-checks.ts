@@ -1,9 +1,10 @@
-/** Checks of what an operator asks of a run, and the errors of what is not possible: pure functions. */
+/** Checks of what an operator asks of a run, and the errors of what is not possible. */
 import os from "node:os";
 import { TidemarkError } from "../errors.ts";
 import { groupDisksMax } from "../store/format/documents.ts";
 import type { RunDocument, RunMember, RunOperation } from "../store/format/run.ts";
 import { noteText } from "../store/format/run.ts";
+import { isSamePlace } from "../store/points/failover-claim.ts";
 
 /** Whether `--to` names replicas: `replica`, or `replica:NAME` for one of several. */
 export function namesReplicas(to: string): boolean {
@@ -64,15 +65,17 @@ export function checkSource(source: RunDocument["source"], disks: readonly strin
 }
 
 /** Refuses to take a disk back to where `run` has taken it. Errors: TARGET_IS_SOURCE. */
-export function refusePresent({ run, members }: RunDocument, targets: readonly RunMember["target"][]): void {
-  const index = members.findIndex(({ target }, at) => target.path === targets[at]?.path);
-  const member = members[index];
-  if (member === undefined) return;
-  const { disk, target } = member;
-  throw new TidemarkError("TARGET_IS_SOURCE", `run ${run} has taken disk ${JSON.stringify(disk)} to ${target.path}`, {
-    remedy: "name the image from which the run took the disk",
-    detail: { run, path: target.path },
-  });
+export async function refusePresent(
+  { run, members }: RunDocument,
+  targets: readonly RunMember["target"][],
+): Promise<void> {
+  for (const [index, { disk, target }] of members.entries()) {
+    if (!(await isSamePlace(target.path, targets[index]?.path ?? ""))) continue;
+    throw new TidemarkError("TARGET_IS_SOURCE", `run ${run} has taken disk ${JSON.stringify(disk)} to ${target.path}`, {
+      remedy: "name the image from which the run took the disk",
+      detail: { run, path: target.path },
+    });
+  }
 }
 
 /** The error of work that ended early, with the run that can go on from there. */

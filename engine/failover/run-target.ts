@@ -4,6 +4,7 @@ import type { VaultContext } from "../pipeline/vault-context.ts";
 import type { OperationOptions } from "../progress.ts";
 import type { RunDocument, RunMember } from "../store/format/run.ts";
 import { ReplicaOfRun, replicaTargets } from "./replica-run.ts";
+import { refuseDeviceInUse } from "./device-use.ts";
 import { findReplica, type ReplicaVault } from "./replica-store.ts";
 import { replicaNameAt, replicaTargetName } from "./replica-target.ts";
 import { namesReplicas } from "./run-checks.ts";
@@ -58,3 +59,7 @@ export async function refuseTakenTarget(
   }
   await ownedTargetOf(context, { run: "", kind }, member).refuseTaken();
 }
+  if (member.target.kind === "device") {
+    await refuseDeviceInUse(place, member.target.path);
+    return;
+  }

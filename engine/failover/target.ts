@@ -151,7 +151,8 @@ export async function parseImages(paths: readonly string[], disks: readonly stri
     const other = images.get(identity);
     if (stats !== undefined && other !== undefined) throw sameImage(path, [other, disk]);
     images.set(identity, disk);
-    if (found !== undefined && stats?.isBlockDevice() === true) targets.push({ kind: "device", path: found });
+    if (found !== undefined && stats?.isBlockDevice() === true)
+      targets.push({ kind: "device", path: await absolute(path, path) });
     else if (found !== undefined && stats?.isFile() === true) targets.push({ kind: "image", path: found });
     else {
       throw new TidemarkError("INVALID_ARGUMENT", `${path} is no image and no block device to which a disk goes back`, {

@@ -19,7 +19,8 @@
  *
  * Invariant: while a claim stands, no new writer makes a point of the disk at any other place.
  */
-import { hasCode, TidemarkError } from "../../errors.ts";
+import { realpath } from "node:fs/promises";
+import { hasCode, systemCode, TidemarkError } from "../../errors.ts";
 import { shellWord } from "../../shell-word.ts";
 import { documentBytesMax } from "../format/documents.ts";
 import { claimName } from "../format/names.ts";
@@ -173,12 +174,26 @@ export async function refuseClaimed(place: ClaimPlace, path: string): Promise<vo
   refuseDisabled(claim);
   const { run, place: settled } = claim;
   if (settled === null) throw claimed(place.disk, run);
-  if (settled.path === path && settled.host === (await identifyProcess()).host) return;
+  if (settled.host === (await identifyProcess()).host && (await isSamePlace(settled.path, path))) return;
   throw new TidemarkError(
     "WRITER_ACTIVE",
     `disk ${JSON.stringify(place.disk)} was failed over to ${settled.path} on ${settled.host} by run ${settled.run}`,
     { remedy: "replicate it from there, or fail it over again", detail: { disk: place.disk, run: settled.run } },
   );
+}
+
+/** Whether two paths name one place. The link that names a device outlives the device's number. */
+export async function isSamePlace(one: string, other: string): Promise<boolean> {
+  return one === other || (await resolved(one)) === (await resolved(other));
+}
+
+async function resolved(path: string): Promise<string> {
+  try {
+    return await realpath(path);
+  } catch (error) {
+    if (systemCode(error) === undefined) throw error;
+    return path;
+  }
 }
 
 /**
