@@ -20,10 +20,10 @@ import { WriterLease } from "../store/points/writer-lease.ts";
 import { Store } from "../store/store.ts";
 import { collect } from "../upkeep/collection/collection.ts";
 import { removeDisk } from "../upkeep/prune/remove-disk.ts";
-import { leftoversOf } from "./effects.ts";
 import { isMoved } from "./run-facts.ts";
 import { listRuns } from "./run-store.ts";
 import { hasEnded } from "./run-table.ts";
+import { leftoversOf } from "./run-target.ts";
 import { targetName } from "./target.ts";
 
 /** How the protection of a disk ends. */

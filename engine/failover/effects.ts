@@ -17,7 +17,7 @@ import { discardImage } from "../recovery/mount/image-files.ts";
 import { materialize } from "../recovery/restore/materialize.ts";
 import { openImage } from "../recovery/restore/vhd.ts";
 import { replicate } from "../replication/replicate.ts";
-import type { RunDocument, RunMember } from "../store/format/run.ts";
+import type { RunMember } from "../store/format/run.ts";
 import { disableByClaim, putClaim, readClaim, removeClaim, settleClaim } from "../store/points/failover-claim.ts";
 import { WriterLease } from "../store/points/writer-lease.ts";
 import { Store } from "../store/store.ts";
@@ -31,18 +31,10 @@ import { type PrintedByCommands, RunCommands } from "./run-commands.ts";
 import { comparablePoint, pinPoint, unpinPoints } from "./run-points.ts";
 import { type HeldRun, readRun } from "./run-store.ts";
 import type { RunEffect } from "./run-table.ts";
-import { runTargetOf } from "./run-target.ts";
+import { leftoversOf, runTargetOf } from "./run-target.ts";
 import { replicateInstant, ServedRun, type ServingVault } from "./served-run.ts";
 import { type SourceDisks, type SourceSite, takeLastPoint } from "./source.ts";
 import { formatOf, materializeName, type OwnedTarget, ownedTargetOf, targetName } from "./target.ts";
-
-/** What of a run is left at its targets, as users name it. */
-export async function leftoversOf(context: VaultContext, document: RunDocument): Promise<string[]> {
-  const left: string[] = [];
-  for (const member of document.members)
-    left.push(...(await runTargetOf(context, document, member).leftovers(member.held !== null)));
-  return left;
-}
 
 /** Carries the effects of one run out. */
 export class Effects implements AsyncDisposable {

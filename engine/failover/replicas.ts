@@ -239,7 +239,7 @@ export class Replicas {
   async #summary(place: ReplicaVault, document: ReplicaDocument): Promise<ReplicaSummary> {
     const { store, vault, signal } = place;
     const isSeen = isReachable(document);
-    const signature = isSeen ? await new ReplicaTarget(document, this.#context.sink).signature() : undefined;
+    const signature = isSeen ? await this.#signatureOf(document) : undefined;
     let newest: PointRecord | undefined;
     try {
       newest = (await readDisk(store, vault, document.disk, signal)).points.at(-1);
@@ -249,6 +249,16 @@ export class Replicas {
     const isRunning = await isWorker(document.worker);
     const run = await runOf(place, document);
     return summaryOf(document, { newest, isRunning, nowMs: Date.now(), isSeen, signature, run });
+  }
+
+  /** A target that cannot be looked at is missing: the other replicas are shown. */
+  async #signatureOf(document: ReplicaDocument): Promise<string | null | undefined> {
+    try {
+      return await new ReplicaTarget(document, this.#context.sink).signature();
+    } catch (error) {
+      if (!(error instanceof TidemarkError) || document.target.kind === "blob") throw error;
+      return undefined;
+    }
   }
 }
 

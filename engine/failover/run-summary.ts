@@ -15,12 +15,12 @@ import type {
 } from "../store/format/run.ts";
 import { Store } from "../store/store.ts";
 import type { Consistency } from "../volume.ts";
-import { leftoversOf } from "./effects.ts";
 import { isMoved, isServable } from "./run-facts.ts";
 import { endingDueMs } from "./run-jobs.ts";
 import { whereabouts } from "./run-members.ts";
 import { isWorkedOn } from "./run-store.ts";
 import { allowedOperations, effectOf, hasEnded, refusedOperations } from "./run-table.ts";
+import { leftoversOf } from "./run-target.ts";
 import { uriOfDisk } from "./served-run.ts";
 import { targetName } from "./target.ts";
 

@@ -229,13 +229,23 @@ export class OwnedTarget {
     this.#ground = target.kind === "blob" ? blobGround(sink) : fileGround;
   }
 
+  /** The run whose mark is there; undefined: none. A mark that a killed process left empty is no mark. */
+  async markedBy(): Promise<string | undefined> {
+    return (await this.#ground.readMark(this.#mark))?.trim() || undefined;
+  }
+
   /** Errors: TARGET_EXISTS when something is there, or another run has the name. */
   async refuseTaken(): Promise<void> {
-    const { path, kind } = this.#target;
-    if (kind === "device") return;
-    const mark = `${path}${markSuffix}`;
-    if ((await this.#ground.readMark(mark)) !== undefined) throw markTaken(mark);
+    if (this.#target.kind === "device") return;
+    if ((await this.markedBy()) !== undefined) throw markTaken(this.#mark);
     await this.#refuseContent();
+  }
+
+  /** What a run that is forgotten may have made here, its mark included. */
+  async remains(): Promise<string[]> {
+    const names = [...(await this.#content()), this.#mark];
+    const found = await Promise.all(names.map(async (name) => ((await this.#ground.exists(name)) ? [name] : [])));
+    return found.flat();
   }
 
   /**
@@ -247,15 +257,15 @@ export class OwnedTarget {
     if (kind === "device") return true;
     if (await this.isOwned()) return await this.#ground.exists(path);
     if (kind === "image") {
-      await this.#ground.putMark(`${path}${markSuffix}`, this.#owner);
+      await this.#ground.putMark(this.#mark, this.#owner);
       return true;
     }
     await this.#refuseContent();
-    await this.#ground.putMark(`${path}${markSuffix}`, this.#owner);
+    await this.#ground.putMark(this.#mark, this.#owner);
     try {
       await this.#refuseContent();
     } catch (error) {
-      await this.#ground.remove(`${path}${markSuffix}`);
+      await this.#ground.remove(this.#mark);
       throw error;
     }
     return false;
@@ -265,7 +275,7 @@ export class OwnedTarget {
   async remove(): Promise<void> {
     if (this.#target.kind !== "device" && !(await this.isOwned())) return;
     await this.removeContent();
-    if (this.#target.kind !== "device") await this.#ground.remove(`${this.#target.path}${markSuffix}`);
+    if (this.#target.kind !== "device") await this.#ground.remove(this.#mark);
   }
 
   /** Removes everything but the mark, which must be there. */
@@ -275,15 +285,14 @@ export class OwnedTarget {
 
   /** Gives the target to the user: only the mark goes. */
   async handOver(): Promise<void> {
-    if (this.#target.kind !== "device" && (await this.isOwned()))
-      await this.#ground.remove(`${this.#target.path}${markSuffix}`);
+    if (this.#target.kind !== "device" && (await this.isOwned())) await this.#ground.remove(this.#mark);
   }
 
   /** What of the run is there, as users name it. `wasMade`: the run has finished the target once. */
   async leftovers(wasMade: boolean): Promise<string[]> {
     const { kind, path } = this.#target;
     const isOurs = kind === "device" || (await this.isOwned());
-    const marks = kind === "device" ? [] : [`${path}${markSuffix}`];
+    const marks = kind === "device" ? [] : [this.#mark];
     const names = isOurs ? [...(await this.#content()), ...marks] : wasMade && kind !== "image" ? [path] : [];
     const left: string[] = [];
     for (const name of names)
@@ -322,9 +331,13 @@ export class OwnedTarget {
     for (const name of names) if (await this.#ground.exists(name)) throw taken({ kind, path: name });
   }
 
+  get #mark(): string {
+    return `${this.#target.path}${markSuffix}`;
+  }
+
   /** Whether the target has the mark of the run. */
   async isOwned(): Promise<boolean> {
-    const mark = await this.#ground.readMark(`${this.#target.path}${markSuffix}`);
+    const mark = await this.#ground.readMark(this.#mark);
     return mark === this.#owner;
   }
 }
@@ -408,7 +421,7 @@ async function unlessAbsent<Value>(name: string, look: () => Promise<Value>): Pr
     return await look();
   } catch (error) {
     if (systemCode(error) === "ENOENT") return undefined;
-    throw failed(name, error);
+    throw failed(name, error, "look at");
   }
 }
 
@@ -441,10 +454,10 @@ function markTaken(name: string, cause?: unknown): TidemarkError {
   });
 }
 
-function failed(name: string, cause: unknown): TidemarkError {
+function failed(name: string, cause: unknown, work: "look at" | "write" = "write"): TidemarkError {
   return fileError(cause, {
     code: "TARGET_FAILED",
-    what: `cannot write ${name}`,
+    what: `cannot ${work} ${name}`,
     remedy: "check the disk that holds it, then run the command again",
     detail: { target: name },
   });

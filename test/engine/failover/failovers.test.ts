@@ -2,7 +2,16 @@
  * Tests, failovers and their ends, on a model disk: what the targets hold, what is left, and who may
  * write when.
  */
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, unlinkSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmdirSync,
+  unlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from "vitest";
 import { FileVolume } from "../../../engine/disk/source/file-volume.ts";
@@ -10,6 +19,7 @@ import type { TidemarkError } from "../../../engine/errors.ts";
 import type { SourceSite } from "../../../engine/failover/source.ts";
 import type { Notice } from "../../../engine/notice.ts";
 import { Group } from "../../../engine/replication/protection/groups.ts";
+import { runObjectName } from "../../../engine/store/format/names.ts";
 import type { Vault } from "../../../engine/vault.ts";
 import { MemorySink, type MemorySnapshot, MemoryStore } from "../../../sink/memory.ts";
 import { closeModelVaults, contentOf, type ModelDisk, openModelVault, sampleDisk, scribble } from "../../model-disk.ts";
@@ -147,6 +157,35 @@ describe("a test", () => {
     await expectCode(second, "TARGET_EXISTS");
     await vault.failovers.cleanup({ run: done.run });
     expect(readFileSync(path("mine.img"), "utf8")).toBe("precious");
+  });
+
+  test("that the store has forgotten is named by its mark, with the command that removes what it made", async () => {
+    const { run } = await vault.failovers.start({ kind: "test", disks: ["web"], to: `file:${path("t.img")}` });
+    const again = async (): Promise<unknown> =>
+      await vault.failovers
+        .start({ kind: "test", disks: ["web"], to: `file:${path("t.img")}` })
+        .catch((error: unknown) => error);
+    expect(await again()).toMatchObject({ code: "TARGET_EXISTS", message: expect.stringContaining(run) as unknown });
+    await new MemorySink({ store: memory }).deleteObject(runObjectName(run));
+    expect(await again()).toMatchObject({
+      code: "TARGET_EXISTS",
+      message: expect.stringContaining(`run ${run}, which this vault does not hold`) as unknown,
+      remedy: expect.stringContaining(`\`rm -r ${path("t.img")} ${path("t.img.tidemark-run")}\``) as unknown,
+    });
+  });
+
+  test("whose target cannot be looked at hides no other run, and is not over before that is seen", async () => {
+    mkdirSync(path("usb"));
+    const { run } = await vault.failovers.start({ kind: "test", disks: ["web"], to: `file:${path("usb/t.img")}` });
+    renameSync(path("usb"), path("away"));
+    writeFileSync(path("usb"), "");
+    const [shown] = await vault.failovers.list();
+    expect(shown?.leftovers).toEqual([expect.stringMatching(/^file:.*t\.img: cannot look at .*ENOTDIR/)]);
+    await expectCode(vault.failovers.cleanup({ run }), "TARGET_FAILED");
+    unlinkSync(path("usb"));
+    renameSync(path("away"), path("usb"));
+    expect(await vault.failovers.cleanup({ run })).toMatchObject({ state: "None" });
+    expect(readdirSync(path("usb"))).toEqual([]);
   });
 
   test("whose target cannot be removed stays red until it can", async () => {
