@@ -426,7 +426,8 @@ export class Effects implements AsyncDisposable {
     const left = await leftoversOf(this.#context, this.#held.document);
     if (left.length === 0) return;
     throw new TidemarkError("TARGET_FAILED", `of the run is left: ${left.join(", ")}`, {
-      remedy: "stop the programs that use it, and run the command again",
+      remedy:
+        "stop the programs that use it, move away or delete what the run cannot remove, and run the command again",
       detail: { leftovers: left.length },
     });
   }

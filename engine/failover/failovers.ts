@@ -43,7 +43,7 @@ import { isReprotected, isServable, servedBy } from "./run-facts.ts";
 import { endingDueMs, endJob, endTask, noting, withJob, withTask } from "./run-jobs.ts";
 import { type DiskAtPoint, directionOf, membersOf, refuseOtherFailback } from "./run-members.ts";
 import { StopRequests, stopJob } from "./run-request.ts";
-import { createRun, HeldRun, isWorkedOn, listRuns, readRun } from "./run-store.ts";
+import { createRun, findRun, HeldRun, isWorkedOn, listRuns, readRun } from "./run-store.ts";
 import { describeRun, type JobSummary, jobsOf, type RunDone, type RunSummary } from "./run-summary.ts";
 import { beginningOf, effectOf, hasEnded, transition } from "./run-table.ts";
 import { refuseTakenTarget, targetsOf } from "./run-target.ts";
@@ -292,7 +292,8 @@ export class Failovers {
       if (protects)
         for (const { disk, target } of document.members) await refuseClaimed({ ...place, disk }, target.path);
       await refuseServed(document, `tidemark jobs resume ${run}`);
-      return await ServedRun.open(this.#vault, document, protects, options);
+      const isThere = async (): Promise<boolean> => (await findRun({ ...place, signal: undefined }, run)) !== undefined;
+      return await ServedRun.open(this.#vault, document, protects, { ...options, isThere });
     });
   }
 
@@ -429,6 +430,11 @@ export class Failovers {
     const startedAt = performance.now();
     const place = { store: this.#store, vault: this.#vaultId, signal: options.signal };
     await using held = await HeldRun.take(place, run);
+    const swap = async (next: RunDocument): Promise<void> => {
+      await held.swap(next).catch((error: unknown) => {
+        throw hasCode(error, "STORE_UNREACHABLE") ? stopped(run, error) : error;
+      });
+    };
     // What is over and what begins go into one swap: each takes the store some syncs.
     let next = await begin(held.document);
     await using requests = new StopRequests(place, held.document);
@@ -436,7 +442,7 @@ export class Failovers {
     const onProgress = noting(held, options.onProgress);
     await using effects = new Effects(this.#context, held, { ...options, onProgress, signal }, this.#vault);
     for (let step = effectOf(next.state); step !== undefined; step = effectOf(next.state)) {
-      await held.swap(withTask(next));
+      await swap(withTask(next));
       try {
         await requests.check();
         await effects.carryOut(step.effect);
@@ -447,12 +453,12 @@ export class Failovers {
         const interrupted = requests.signal.aborted ? "Cancelled" : "Suspended";
         const state = isInterrupted ? interrupted : "Failed";
         const ended = endTask(held.document, state, effects.takeCommands(), error);
-        await held.swap(endJob({ ...ended, state: isInterrupted ? ended.state : step.failed }, state));
+        await swap(endJob({ ...ended, state: isInterrupted ? ended.state : step.failed }, state));
         throw stopped(run, error);
       }
       next = { ...endTask(held.document, "Succeeded", effects.takeCommands(), null), state: step.done };
     }
-    await held.swap(endJob(next, "Succeeded"));
+    await swap(endJob(next, "Succeeded"));
     const { bytesWritten, bytesRead } = effects;
     const summary = await describeRun(this.#context, { ...held.document, worker: null });
     return { ...summary, bytesWritten, bytesRead, elapsedMs: Math.round(performance.now() - startedAt) };

@@ -15,7 +15,7 @@ import {
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from "vitest";
 import { FileVolume } from "../../../engine/disk/source/file-volume.ts";
-import type { TidemarkError } from "../../../engine/errors.ts";
+import { TidemarkError } from "../../../engine/errors.ts";
 import type { SourceSite } from "../../../engine/failover/source.ts";
 import type { Notice } from "../../../engine/notice.ts";
 import { Group } from "../../../engine/replication/protection/groups.ts";
@@ -281,6 +281,22 @@ describe("an unplanned failover", () => {
     const [made] = run?.jobs[0]?.tasks ?? [];
     expect(made?.progress?.totalBytes).toBeGreaterThan(500_000);
     expect(made?.progress?.doneBytes).toBe(made?.progress?.totalBytes);
+  });
+
+  test("whose store goes away names itself in the error", async () => {
+    const { run } = await unplanned(`file:${path("t.img")}`);
+    const put: MemorySink["putObject"] = Reflect.get(MemorySink.prototype, "putObject");
+    let swaps = 0;
+    vi.spyOn(MemorySink.prototype, "putObject").mockImplementation(async function (this: MemorySink, ...call) {
+      if (call[0].startsWith("failover/runs/")) swaps += 1;
+      if (swaps > 1) throw new TidemarkError("STORE_UNREACHABLE", "the store is away");
+      return await put.apply(this, call);
+    });
+    await expect(vault.failovers.cancel({ run })).rejects.toMatchObject({
+      code: "STORE_UNREACHABLE",
+      message: `run ${run}: the store is away`,
+      remedy: expect.stringContaining(`tidemark jobs resume ${run}`) as unknown,
+    });
   });
 
   test("goes on where its source does not answer, and says so", async () => {

@@ -4,11 +4,15 @@
  */
 import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync } from "node:fs";
 import { join } from "node:path";
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, onTestFinished, test } from "vitest";
+import { setTimeout as delay } from "node:timers/promises";
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, onTestFinished, test, vi } from "vitest";
 import { parseListen } from "../../../engine/disk/nbd/address.ts";
 import { command } from "../../../engine/disk/nbd/protocol.ts";
 import type { ServedRun } from "../../../engine/failover/served-run.ts";
 import { granuleBytes } from "../../../engine/limits.ts";
+import type { Notice } from "../../../engine/notice.ts";
+import { runObjectName } from "../../../engine/store/format/names.ts";
+import { servedRunTiming } from "../../../engine/timing.ts";
 import type { Vault } from "../../../engine/vault.ts";
 import { MemorySink, type MemorySnapshot, MemoryStore } from "../../../sink/memory.ts";
 import { closeModelVaults, type ModelDisk, openModelVault, sampleDisk, scribble } from "../../model-disk.ts";
@@ -102,6 +106,21 @@ async function newest(name: string): Promise<Buffer> {
   await vault.materialize({ disk: name, point: String(sequence), to });
   return readFileSync(to);
 }
+
+test("a served run that the store has forgotten says so once, and what is to be done", async () => {
+  vi.spyOn(servedRunTiming, "lookMs", "get").mockReturnValue(10);
+  onTestFinished(() => void vi.restoreAllMocks());
+  const run = await unplanned();
+  const notices: Notice[] = [];
+  await using served = await vault.failovers.serve({ run, onNotice: (notice) => notices.push(notice) });
+  expect(served.disks).toHaveLength(1);
+  await sink.deleteObject(runObjectName(run));
+  await vi.waitFor(() => expect(notices).toHaveLength(1), 10_000);
+  await delay(50);
+  expect(notices).toEqual([
+    { code: "RUN_FORGOTTEN", message: expect.stringContaining(`replicate ${path("t.img")} --disk web`) as unknown },
+  ]);
+});
 
 describe("a test to an instant target", () => {
   test("is served while its check runs, then until it is stopped, keeps what was flushed, and leaves nothing", async () => {
