@@ -23,11 +23,11 @@ export async function refuseDeviceInUse(place: ReplicaVault, path: string): Prom
     if (document.host !== host) continue;
     if (isMoved(document) ? !(await whereabouts(place, document)).isThere : hasEnded(state)) continue;
     for (const { disk, target } of members)
-      if (await isOn(target)) throw inUse(path, `run ${run} of disk`, disk, `tidemark failover show ${run}`);
+      if (await isOn(target)) throw inUse(path, `run ${run}`, disk, `see \`tidemark failover show ${run}\``);
   }
   for (const { replica, disk, target, host: there } of await listReplicas(place))
     if (there === host && (await isOn(target)))
-      throw inUse(path, `replica ${replica} of disk`, disk, `tidemark replica show ${replica}`);
+      throw inUse(path, `replica ${replica}`, disk, `run \`tidemark replica remove ${replica}\``);
 }
 
 /** Undefined: there is no such device. */
@@ -41,9 +41,10 @@ async function deviceNumber(path: string): Promise<bigint | undefined> {
   }
 }
 
-function inUse(path: string, what: string, disk: string, show: string): TidemarkError {
-  return new TidemarkError("TARGET_EXISTS", `the device ${path} is the target of ${what} ${JSON.stringify(disk)}`, {
-    remedy: `name another device; \`${show}\` shows what has this one`,
+function inUse(path: string, what: string, disk: string, otherwise: string): TidemarkError {
+  const fact = `the device ${path} is the target of ${what} of disk ${JSON.stringify(disk)}`;
+  return new TidemarkError("TARGET_EXISTS", fact, {
+    remedy: `name another device, or ${otherwise}`,
     detail: { target: `device:${path}` },
   });
 }

@@ -28,6 +28,7 @@ import { ImageReturn } from "./image-return.ts";
 import { choosePoints } from "./point-choice.ts";
 import { ReplicaOfRun } from "./replica-run.ts";
 import { type PrintedByCommands, RunCommands } from "./run-commands.ts";
+import { isMoved } from "./run-facts.ts";
 import { comparablePoint, pinPoint, unpinPoints } from "./run-points.ts";
 import { type HeldRun, readRun } from "./run-store.ts";
 import type { RunEffect } from "./run-table.ts";
@@ -358,6 +359,8 @@ export class Effects implements AsyncDisposable {
   /** The targets become the user's, and the choice of the point ends. */
   async #commit(): Promise<void> {
     const { members, discardPoints } = this.#held.document;
+    // Targets that are handed over are the user's: they may have moved.
+    for (const member of isMoved(this.#held.document) ? [] : members) await this.#refuseGone(member);
     for (const { disk } of members) await this.#proveWithoutWriter(disk);
     // The newest point stays: the way back compares with it.
     const policy = parsePolicy("keep:last=1");
@@ -367,6 +370,17 @@ export class Effects implements AsyncDisposable {
     }
     for (const member of members)
       await runTargetOf(this.#context, this.#held.document, member, this.#operation).handOver();
+  }
+
+  /** There is no way back from a commit: nothing is handed over that is not there. Errors: TARGET_FAILED. */
+  async #refuseGone(member: RunMember): Promise<void> {
+    const { run } = this.#held.document;
+    if (await ownedTargetOf(this.#context, this.#held.document, member).exists()) return;
+    const fact = `the target ${targetName(member.target)} of disk ${JSON.stringify(member.disk)} is gone`;
+    throw new TidemarkError("TARGET_FAILED", fact, {
+      remedy: `bring it back, or make it anew: \`tidemark failover change-point ${run} --point POINT\``,
+      detail: { disk: member.disk, target: targetName(member.target) },
+    });
   }
 
   /** The migration is complete: the targets are the user's, and no writer makes points of the disks. */
@@ -379,13 +393,6 @@ export class Effects implements AsyncDisposable {
   /** Replicates each disk from its new place, by differences, and lets no other place write it. */
   async #reprotect(): Promise<void> {
     const { run, host, members, serving } = this.#held.document;
-    const foreign = members.find(({ target }) => target.kind === "vhd" || target.kind === "blob");
-    if (foreign !== undefined) {
-      throw new TidemarkError("UNSUPPORTED", `${targetName(foreign.target)} holds a VHD, which is not replicated`, {
-        remedy: "replicate the disk that it holds, from the machine that has it attached, under a new name",
-        detail: { disk: foreign.disk },
-      });
-    }
     for (const member of members) {
       const { disk, target } = member;
       throwIfAborted(this.#signal);

@@ -37,6 +37,7 @@ import {
   refused,
   refuseElsewhere,
   refusePresent,
+  refuseVhds,
   stopped,
 } from "./run-checks.ts";
 import { isReprotected, isServable, servedBy } from "./run-facts.ts";
@@ -239,10 +240,11 @@ export class Failovers {
    */
   async reprotect(options: OperateOptions & { readonly listen?: string | undefined }): Promise<RunDone> {
     const { listen } = options;
-    const asked = listen === undefined ? undefined : { listen: parseServing(listen), protects: true };
-    return await this.#operate("ReverseReplicate", options, (document) =>
-      Promise.resolve({ ...document, serving: asked ?? document.serving }),
-    );
+    const asked = listen === undefined ? undefined : { listen: await parseServing(listen), protects: true };
+    return await this.#operate("ReverseReplicate", options, (document) => {
+      refuseVhds(document);
+      return Promise.resolve({ ...document, serving: asked ?? document.serving });
+    });
   }
 
   /**
@@ -293,7 +295,9 @@ export class Failovers {
         for (const { disk, target } of document.members) await refuseClaimed({ ...place, disk }, target.path);
       await refuseServed(document, `tidemark jobs resume ${run}`);
       const isThere = async (): Promise<boolean> => (await findRun({ ...place, signal: undefined }, run)) !== undefined;
-      return await ServedRun.open(this.#vault, document, protects, { ...options, isThere });
+      return await ServedRun.open(this.#vault, document, protects, { ...options, isThere }).catch((error: unknown) => {
+        throw error instanceof TidemarkError ? stopped(run, error) : error;
+      });
     });
   }
 

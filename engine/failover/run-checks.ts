@@ -78,11 +78,25 @@ export async function refusePresent(
   }
 }
 
+/** Refuses to replicate targets that hold more than the disk. Errors: UNSUPPORTED. */
+export function refuseVhds({ run, members }: RunDocument): void {
+  const found = members.find(({ target }) => target.kind === "vhd" || target.kind === "blob");
+  if (found === undefined) return;
+  const { disk, target } = found;
+  throw new TidemarkError("UNSUPPORTED", `${target.kind}:${target.path} holds a VHD, which is not replicated`, {
+    remedy:
+      `end the failover with \`tidemark migrate complete ${run}\`, and replicate the disk under a new name from the ` +
+      "machine that has it attached",
+    detail: { disk },
+  });
+}
+
 /** The error of work that ended early, with the run that can go on from there. */
 export function stopped(run: string, { code, message, remedy, detail }: TidemarkError): TidemarkError {
   const next = `the command to go on is \`tidemark jobs resume ${run}\`, and \`tidemark failover show ${run}\` says what else can be done`;
   return new TidemarkError(code, `run ${run}: ${message}`, {
-    remedy: remedy === undefined ? next : `${remedy}; ${next}`,
+    // What was interrupted is not begun again: that would be a second run.
+    remedy: remedy === undefined || code === "INTERRUPTED" ? next : `${remedy}; ${next}`,
     detail: { ...detail, run },
   });
 }

@@ -238,7 +238,7 @@ export function adviceOf(
   const disks = members.map(({ disk }) => JSON.stringify(disk)).join(", ");
   const targets = members.map(({ target }) => targetName(target)).join(", ");
   const devices = members
-    .filter(({ target }) => target.kind === "device" && target.replica === undefined)
+    .filter(({ target, held }) => target.kind === "device" && target.replica === undefined && held !== null)
     .map(({ target }) => targetName(target));
   const sources = `the source of ${disks}`;
   if (isMoved(document) && !isThere) {

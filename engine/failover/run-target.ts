@@ -9,7 +9,9 @@ import { ReplicaOfRun, replicaTargets } from "./replica-run.ts";
 import { findReplica, type ReplicaVault } from "./replica-store.ts";
 import { replicaNameAt, replicaTargetName } from "./replica-target.ts";
 import { namesReplicas } from "./run-checks.ts";
+import { isMoved } from "./run-facts.ts";
 import { findRun } from "./run-store.ts";
+import { hasEnded } from "./run-table.ts";
 import { type OwnedTarget, ownedTargetOf, parseTarget, type Targets, targetName } from "./target.ts";
 
 /** What `--to` names. Errors: those of `replicaTargets` and `parseTarget`. */
@@ -93,7 +95,8 @@ async function markedTarget(
 ): Promise<TidemarkError> {
   const name = targetName(target);
   const detail = { target: name, run };
-  if ((await findRun(place, run)) !== undefined) {
+  const { document } = (await findRun(place, run)) ?? {};
+  if (document !== undefined && (!hasEnded(document.state) || isMoved(document))) {
     return new TidemarkError("TARGET_EXISTS", `${name} is the target of run ${run}`, {
       remedy: `name another target, or end that run: \`tidemark failover show ${run}\` says how`,
       detail,
@@ -102,7 +105,11 @@ async function markedTarget(
   const made = await owned.remains();
   const removal =
     target.kind === "blob" ? `delete ${made.join(" and ")}` : `\`rm -r ${made.map(shellWord).join(" ")}\``;
-  const fact = `${name} is the target of run ${run}, which this vault does not hold: the store has forgotten it, or another vault has it`;
+  const why =
+    document === undefined
+      ? "which this vault does not hold: the store has forgotten it, or another vault has it"
+      : "which has ended without seeing it";
+  const fact = `${name} is the target of run ${run}, ${why}`;
   return new TidemarkError("TARGET_EXISTS", fact, {
     remedy: `name another target; or, if no other vault has the run and nothing needs what it made, ${removal}`,
     detail,

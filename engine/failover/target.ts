@@ -92,7 +92,7 @@ export async function parseTarget(text: string, disks: readonly string[], sink: 
  */
 async function parseInstant(text: string, rest: string, disks: readonly string[]): Promise<Targets> {
   const at = rest.indexOf(",image=");
-  const listen = parseServing(at < 0 ? rest : rest.slice(0, at));
+  const listen = await parseServing(at < 0 ? rest : rest.slice(0, at));
   const named = at < 0 ? "." : rest.slice(at + ",image=".length);
   const isFolder = (await unlessAbsent(named, async () => await stat(resolve(named))))?.isDirectory() === true;
   if (!isFolder && (disks.length > 1 || named.endsWith("/"))) {
@@ -110,9 +110,9 @@ async function parseInstant(text: string, rest: string, disks: readonly string[]
 
 /**
  * The address in the form in which a run keeps it. It must be the same each time that the disks are
- * served. Errors: INVALID_ARGUMENT.
+ * served. Errors: INVALID_ARGUMENT, TARGET_FAILED when the folder of a socket does not exist.
  */
-export function parseServing(text: string): string {
+export async function parseServing(text: string): Promise<string> {
   const address = parseListen(text, process.cwd());
   if (typeof address === "string") {
     throw new TidemarkError("INVALID_ARGUMENT", `${text} ${address}`, { remedy: "write unix:PATH or tcp:HOST:PORT" });
@@ -122,6 +122,7 @@ export function parseServing(text: string): string {
       remedy: "name a port",
     });
   }
+  if (address.kind === "unix") await absolute(address.path, text);
   return formatListen(address);
 }
 
@@ -227,6 +228,11 @@ export class OwnedTarget {
     this.logBase = logBase;
     this.#owner = `${run}\n`;
     this.#ground = target.kind === "blob" ? blobGround(sink) : fileGround;
+  }
+
+  /** Whether the target is there, with or without the mark of the run. */
+  async exists(): Promise<boolean> {
+    return await this.#ground.exists(this.#target.path);
   }
 
   /** The run whose mark is there; undefined: none. A mark that a killed process left empty is no mark. */

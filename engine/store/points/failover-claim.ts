@@ -231,7 +231,7 @@ function refuseDisabled({ disk, disabled }: ClaimDocument): void {
 
 function claimed(disk: string, run: string | null, cause?: unknown): TidemarkError {
   return new TidemarkError("WRITER_ACTIVE", `disk ${JSON.stringify(disk)} is failed over: run ${run} has it`, {
-    remedy: `\`tidemark failover show ${run}\` says what can be done; \`tidemark failover cancel ${run}\` brings back the state before`,
+    remedy: `\`tidemark failover show ${run}\` says what can be done`,
     detail: { disk, ...(run === null ? {} : { run }) },
     cause,
   });

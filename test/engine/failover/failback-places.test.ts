@@ -205,6 +205,12 @@ test("a device keeps the name that it was given, and is one place under all its 
   onTestFinished(() => loop.detach());
   symlinkSync(loop.path, path("link"));
   const image = await FileVolume.open(path("web.img"));
+  await vault.replicate({ disk: "large", volume: sampleDisk(2 * diskBytes, 5) });
+  const tooSmall = vault.failovers.start({ kind: "test", disks: ["large"], to: `device:${loop.path}` });
+  await expectCode(tooSmall, "TARGET_TOO_SMALL");
+  // The run has not written the device: its content may not be deleted.
+  const [failed] = await vault.failovers.list();
+  expect(await vault.failovers.cleanup({ run: failed?.run ?? "" })).toMatchObject({ state: "None", mayBeDeleted: [] });
   for (const disk of ["web", "other"]) await vault.replicate({ disk, volume: image });
   await image.close();
   const { run } = await vault.failovers.start({

@@ -174,6 +174,21 @@ describe("a test", () => {
     });
   });
 
+  test("whose target was away during its cleanup has its mark explained afterwards", async () => {
+    mkdirSync(path("usb"));
+    const to = `file:${path("usb/t.img")}`;
+    const { run } = await vault.failovers.start({ kind: "test", disks: ["web"], to });
+    renameSync(path("usb"), path("away"));
+    mkdirSync(path("usb"));
+    await vault.failovers.cleanup({ run });
+    rmdirSync(path("usb"));
+    renameSync(path("away"), path("usb"));
+    await expect(vault.failovers.start({ kind: "test", disks: ["web"], to })).rejects.toMatchObject({
+      message: expect.stringContaining(`run ${run}, which has ended`) as unknown,
+      remedy: expect.stringContaining("rm -r") as unknown,
+    });
+  });
+
   test("whose target cannot be looked at hides no other run, and is not over before that is seen", async () => {
     mkdirSync(path("usb"));
     const { run } = await vault.failovers.start({ kind: "test", disks: ["web"], to: `file:${path("usb/t.img")}` });
@@ -246,6 +261,15 @@ describe("an unplanned failover", () => {
     const again = await vault.failovers.changePoint({ run: done.run, point: "1" });
     expect(again).toMatchObject({ disks: [{ sequence: 1, complete: true }] });
     expect(readFileSync(image).equals(contents[0] ?? Buffer.alloc(0))).toBe(true);
+  });
+
+  test("whose target is gone is not committed, and can be made anew", async () => {
+    const { run } = await unplanned(`file:${path("t.img")}`);
+    for (const name of ["t.img", "t.img.tidemark-run"]) unlinkSync(path(name));
+    await expectCode(vault.failovers.commit({ run }), "TARGET_FAILED");
+    await vault.failovers.changePoint({ run, point: "latest" });
+    expect(await vault.failovers.commit({ run })).toMatchObject({ state: "CommitFailoverCompleted" });
+    expect(readFileSync(path("t.img")).equals(contents[2] ?? Buffer.alloc(0))).toBe(true);
   });
 
   test("that is committed hands the target over, and leaves no way back", async () => {
@@ -434,10 +458,10 @@ describe("a disk that has moved", () => {
     const run = await unplanned(`vhd:${path("web.vhd")}`);
     await vault.failovers.commit({ run: run.run });
     await expectCode(vault.failovers.reprotect({ run: run.run }), "UNSUPPORTED");
-    expect(await vault.failovers.show(run.run)).toMatchObject({
-      state: "ReprotectFailed",
-      allowedOperations: ["ReverseReplicate", "Resume"],
-    });
+    // That changes nothing, and the failover can be ended, also when the target has been moved.
+    expect(await vault.failovers.show(run.run)).toMatchObject({ state: "CommitFailoverCompleted" });
+    renameSync(path("web.vhd"), path("mine.vhd"));
+    expect(await vault.failovers.completeMigration({ run: run.run })).toMatchObject({ state: "MarkedForDeletion" });
   });
 });
 

@@ -2,7 +2,7 @@
  * Runs with instant targets, on a model disk: served as the point at once, by one process at a time,
  * tracked from the first write on, and gone without a trace when they are given up.
  */
-import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, onTestFinished, test, vi } from "vitest";
@@ -120,6 +120,16 @@ test("a served run that the store has forgotten says so once, and what is to be 
   expect(notices).toEqual([
     { code: "RUN_FORGOTTEN", message: expect.stringContaining(`replicate ${path("t.img")} --disk web`) as unknown },
   ]);
+});
+
+test("a run whose address is in use names itself in the error", async () => {
+  const run = await unplanned();
+  writeFileSync(socket(), "");
+  const serving = vault.failovers.serve({ run });
+  await expect(serving).rejects.toMatchObject({
+    message: expect.stringContaining(`run ${run}: cannot listen on`) as unknown,
+    remedy: expect.stringContaining(`tidemark jobs resume ${run}`) as unknown,
+  });
 });
 
 describe("a test to an instant target", () => {
@@ -262,6 +272,8 @@ test("an address is unix:PATH or tcp:HOST:PORT with a port that stays", async ()
     "instant:x,image=y",
   ])
     await expectCode(vault.failovers.start({ kind: "test", disks: ["web"], to }), "INVALID_ARGUMENT");
+  const nowhere = { kind: "test", disks: ["web"], to: `instant:unix:${path("none/nbd.sock")}` } as const;
+  await expectCode(vault.failovers.start(nowhere), "TARGET_FAILED");
   expect(await vault.failovers.list()).toEqual([]);
   expect(parseListen("unix:a", "/b")).toEqual({ kind: "unix", path: "/b/a" });
 });
