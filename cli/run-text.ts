@@ -55,7 +55,9 @@ export function describeRun(run: RunSummary, output: Pick<Output, "time" | "colu
           : [["waits", `${run.ending.action} at ${output.time(run.ending.due)} unless it is ended before`] as const]),
         ...(run.successful === null ? [] : [["successful", run.successful ? "yes" : "no"] as const]),
         ...lines("commands", (printed ?? []).map(printable)),
-        ...(failure == null || last?.state === "Succeeded" ? [] : lines("failed", [printable(failure.message)])),
+        ...(failure == null || last?.state === "Succeeded"
+          ? []
+          : lines("failed", [failure.message, ...(failure.remedy === null ? [] : [failure.remedy])].map(printable))),
         ...lines(
           "allowed",
           run.allowedOperations.length === 0

@@ -39,6 +39,8 @@ export { type MeasuredKernels, openKernels } from "./pipeline/measurement.ts";
 export { workersDefault } from "./pipeline/worker-pool.ts";
 export { openImage } from "./recovery/restore/vhd.ts";
 export type { RestingImage } from "./replication/protection/protected-image.ts";
+// A name or path in a command that a remedy tells to type.
+export { shellWord } from "./shell-word.ts";
 // A sink around another.
 export { SinkDecorator } from "./sink-decorator.ts";
 export { agentsPrefix, encodeDiskName } from "./store/format/names.ts";

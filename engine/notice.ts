@@ -30,6 +30,7 @@ export interface Notice {
     | "SOURCE_CHANGED"
     | "SOURCE_UNREACHED"
     | "RUN_NOT_ENDED"
+    | "RUN_FORGOTTEN"
     | "STORE_AWAY"
     | "NO_ANSWER"
     | "REPLICA_TAKEN"

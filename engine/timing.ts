@@ -88,6 +88,12 @@ export const runRequestTiming = {
   waitMsMax: 75_000,
 };
 
+/** Disks that are served for a run. */
+export const servedRunTiming = {
+  /** Between two looks whether the vault still holds the run. */
+  lookMs: 15_000,
+};
+
 /** A disk that is served while it is copied from the vault. */
 export const hydrationTiming = {
   /**

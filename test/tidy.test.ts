@@ -112,6 +112,10 @@ describe("the sources", () => {
     expect(findings(sources, markFindings)).toEqual([]);
   });
 
+  it("quote names and paths in the commands that they tell to type", () => {
+    expect(findings(shipped, unquotedFindings)).toEqual([]);
+  });
+
   it("hold no test that is switched off without a reason", () => {
     expect(findings(sources, switchedOffFindings)).toEqual([]);
   });
@@ -254,6 +258,17 @@ function wallFindings(source: SourceFile): readonly Finding[] {
     }
   }
   return found;
+}
+
+/** A name may hold spaces, quotes and what a shell carries out. */
+function unquotedFindings({ text }: SourceFile): readonly Finding[] {
+  const argument =
+    /(?:--(?:disk|group|to|config|plan|machine|out)|fuser|rm|chmod \S+|ls -l) \$\{(?!shellWord\(|diskName)/;
+  return text.split("\n").flatMap((line, index) => {
+    return line.includes("\\`") && argument.test(line)
+      ? [{ line: index + 1, fact: "a word of the command is not quoted: shellWord()" }]
+      : [];
+  });
 }
 
 function layerOf(path: string): number {

@@ -4,6 +4,7 @@
  * every fault of that file.
  */
 import { type NbdEndpoint, TidemarkError } from "../../engine/index.ts";
+import { shellWord } from "../../engine/internal.ts";
 import type { CopyConfig } from "./copy-checks.ts";
 import type {
   DashboardEntry,
@@ -95,7 +96,7 @@ export function configError(path: string, faults: readonly ConfigFault[]): Tidem
     "INVALID_ARGUMENT",
     `${path} has ${count}${first === undefined ? "" : `: ${formatFault(first)}`}`,
     {
-      remedy: `correct the file; \`tidemark agent --check --config ${path}\` shows every fault with its line`,
+      remedy: `correct the file; \`tidemark agent --check --config ${shellWord(path)}\` shows every fault with its line`,
       detail: { path, faults: faults.length },
     },
   );

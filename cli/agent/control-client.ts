@@ -4,6 +4,7 @@
  */
 import { request as httpRequest, type IncomingMessage } from "node:http";
 import { type ErrorCode, type ErrorDetail, interrupted, systemCode, TidemarkError } from "../../engine/index.ts";
+import { shellWord } from "../../engine/internal.ts";
 
 export interface ControlRequest {
   readonly method: "GET" | "POST" | "PUT";
@@ -101,7 +102,7 @@ function translated(error: unknown, socket: string, signal: AbortSignal): unknow
 function stuckAgent(socket: string): TidemarkError {
   const message = `${socket}: the process that listens there has not answered for ${String(silenceMsMax / 1000)} s`;
   return new TidemarkError("AGENT_UNREACHABLE", message, {
-    remedy: `end the process that \`fuser ${socket}\` shows, then start the agent with \`tidemark agent --config FILE\``,
+    remedy: `end the process that \`fuser ${shellWord(socket)}\` shows, then start the agent with \`tidemark agent --config FILE\``,
     detail: { socket },
   });
 }

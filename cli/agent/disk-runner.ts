@@ -17,7 +17,7 @@ import {
   type ProtectionStatus,
   TidemarkError,
 } from "../../engine/index.ts";
-import { formatListen, type RestingImage } from "../../engine/internal.ts";
+import { formatListen, type RestingImage, shellWord } from "../../engine/internal.ts";
 import { errorReport } from "../errors.ts";
 import { formatBytes } from "../quantities.ts";
 import type { DiskConfig, PolicyConfig, VaultConfig } from "./config.ts";
@@ -352,6 +352,7 @@ export class DiskRunner {
       lag: { capturedMs: null, shippedMs: null, committedMs: null },
       ...atRest,
       backlogBytes: 0,
+      points: null,
       pointsCommitted: 0,
       latest: null,
       barrier: { lastMs: 0, maxMs: 0 },
@@ -385,7 +386,7 @@ function stoppedStatus(last: ProtectionStatus): ProtectionStatus {
 
 /** What brings a stopped disk back. */
 export function resumeRemedy(disk: string): string {
-  return `protect it again: \`tidemark agent resume --disk ${disk}\``;
+  return `protect it again: \`tidemark agent resume --disk ${shellWord(disk)}\``;
 }
 
 /** The worst of some levels; Normal of none. */

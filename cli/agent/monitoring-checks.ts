@@ -8,7 +8,7 @@ import { constants, type Stats } from "node:fs";
 import { access, stat } from "node:fs/promises";
 import { resolve } from "node:path";
 import { systemCode } from "../../engine/index.ts";
-import { parseListen } from "../../engine/internal.ts";
+import { parseListen, shellWord } from "../../engine/internal.ts";
 import { isLoopback } from "../../sink/internal.ts";
 import type { AgentConfig, DashboardConfig, NotifyConfig, TcpAddress } from "./config.ts";
 import type { Path } from "./config-document.ts";
@@ -79,7 +79,11 @@ async function judgeToken(path: string, { report }: Judge): Promise<void> {
     return;
   }
   if (!status.mode.toString(8).endsWith("00"))
-    report(at, `other users can read the token in ${path}`, `take their right away with \`chmod 600 ${path}\``);
+    report(
+      at,
+      `other users can read the token in ${path}`,
+      `take their right away with \`chmod 600 ${shellWord(path)}\``,
+    );
 }
 
 export function resolveNotify(entries: readonly NotifyEntry[], judge: Judge): readonly NotifyConfig[] {

@@ -6,6 +6,7 @@ import { constants, type Stats } from "node:fs";
 import { open } from "node:fs/promises";
 import process from "node:process";
 import { systemCode, TidemarkError } from "../../engine/index.ts";
+import { shellWord } from "../../engine/internal.ts";
 
 /** A configuration of a thousand disks has about a hundred KiB. */
 const fileBytesMax = 4 * 1024 * 1024;
@@ -32,7 +33,7 @@ export async function readOwnFile(
         "ACCESS_REFUSED",
         `other users may write the ${what} ${path}, and its ${runs} would run`,
         {
-          remedy: `take their right away with \`chmod go-w ${path}\``,
+          remedy: `take their right away with \`chmod go-w ${shellWord(path)}\``,
           detail: { path, owner: status.uid },
         },
       );

@@ -15,6 +15,7 @@ import {
   type ScrubSummary,
   TidemarkError,
 } from "../../engine/index.ts";
+import { shellWord } from "../../engine/internal.ts";
 import { errorReport } from "../errors.ts";
 import { formatNumberOf } from "../quantities.ts";
 import { PeriodicTask } from "./periodic-task.ts";
@@ -94,7 +95,7 @@ export class Scrubbing {
         level: "Critical",
         code: "POINT_DAMAGED",
         cause: `${what} of ${disk} cannot be read back in full: ${first.message}`,
-        remedy: `run \`tidemark verify --disk ${disk} --heal --source IMAGE\` with a copy of the disk that still has the content`,
+        remedy: `run \`tidemark verify --disk ${shellWord(disk)} --heal --source IMAGE\` with a copy of the disk that still has the content`,
       },
     ];
   }

@@ -71,7 +71,7 @@ export function diskColumns(disks: readonly DiskStatus[], canvas: Canvas): reado
     { heading: "CHURN", align: "r", dropped: 6, cell: (status) => formatRate(status.churnBytesPerSecond, 1_000) },
     { heading: "UPLOAD", align: "r", dropped: 5, cell: (status) => formatRate(status.uploadBytesPerSecond, 1_000) },
     { heading: "BACKLOG", align: "r", cell: ({ backlogBytes }) => formatBytes(backlogBytes) },
-    { heading: "POINTS", align: "r", dropped: 4, cell: ({ pointsCommitted }) => formatCount(pointsCommitted) },
+    { heading: "POINTS", align: "r", dropped: 4, cell: ({ points }) => (points === null ? "-" : formatCount(points)) },
     { heading: "PRUNED", align: "r", dropped: 1, cell: ({ lastPrune }) => formatAge(lastPrune?.ageMs ?? null) },
     ...replicas,
     ...copies,
@@ -109,7 +109,7 @@ function copiesText({ copies }: DiskStatus): string {
  * `protecting committed 4.1 s ago written 12 MiB/s sent 3.0 MiB/s backlog 40 MiB 12 points`
  */
 export function statusLine(status: ProtectionStatus): string {
-  const { lag, findings } = status;
+  const { lag, findings, points } = status;
   const [finding] = findings;
   return [
     status.state.padEnd(10),
@@ -117,7 +117,7 @@ export function statusLine(status: ProtectionStatus): string {
     `written ${formatRate(status.churnBytesPerSecond, 1_000)}`,
     `sent ${formatRate(status.uploadBytesPerSecond, 1_000)}`,
     `backlog ${formatBytes(status.backlogBytes)}`,
-    formatNumberOf(status.pointsCommitted, "point"),
+    ...(points === null ? [] : [formatNumberOf(points, "point")]),
     ...(finding === undefined ? [] : [`${finding.level}: ${printable(finding.cause)}`]),
   ].join("  ");
 }

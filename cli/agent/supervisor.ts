@@ -16,6 +16,7 @@ import {
   tidemarkVersion,
   type VaultStats,
 } from "../../engine/index.ts";
+import { shellWord } from "../../engine/internal.ts";
 import type { AgentConfig, DiskConfig } from "./config.ts";
 import { isChanged, isReopened, needsRestart, policyOf, sameLimits, settingsAtNextStart } from "./config-changes.ts";
 import { Copies } from "./copies.ts";
@@ -426,7 +427,7 @@ export class Supervisor {
       });
     }
     const [what, flags] =
-      target.group === undefined ? ["", ""] : [` of the group ${target.group}`, ` --group ${target.group}`];
+      target.group === undefined ? ["", ""] : [` of the group ${target.group}`, ` --group ${shellWord(target.group)}`];
     throw new TidemarkError("INVALID_ARGUMENT", `all disks${what} have been stopped`, {
       remedy: `protect them again: \`tidemark agent resume${flags}\``,
     });

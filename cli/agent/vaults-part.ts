@@ -3,7 +3,7 @@ import { stat } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
 import { Document, isMap, parseDocument } from "yaml";
 import { systemCode, TidemarkError } from "../../engine/index.ts";
-import { replacePlain } from "../../engine/internal.ts";
+import { replacePlain, shellWord } from "../../engine/internal.ts";
 import { writeNew } from "../new-file.ts";
 import { readOwnFile } from "./own-file.ts";
 import { placeOf } from "./registered.ts";
@@ -58,7 +58,7 @@ async function read(config: string): Promise<Document> {
   if (document.errors.length === 0 && isPlain && (vaults === undefined || vaults === null || isMap(vaults)))
     return document;
   throw new TidemarkError("INVALID_ARGUMENT", `${config} is no configuration to which a vault can be added`, {
-    remedy: `correct it: \`tidemark agent --check --config ${config}\` shows every fault with its line`,
+    remedy: `correct it: \`tidemark agent --check --config ${shellWord(config)}\` shows every fault with its line`,
   });
 }
 

@@ -11,7 +11,7 @@ import { constants, createReadStream } from "node:fs";
 import { type FileHandle, rm } from "node:fs/promises";
 import { createInterface } from "node:readline";
 import { systemCode, TidemarkError } from "../../engine/index.ts";
-import { libc, lockExclusiveAtOnce, openPlain } from "../../engine/internal.ts";
+import { libc, lockExclusiveAtOnce, openPlain, shellWord } from "../../engine/internal.ts";
 import { decodeLine, encodeLine, type ProfileLine } from "./profile-lines.ts";
 
 /** How the first line begins; a file that begins so and ends there was torn while it was made. */
@@ -42,7 +42,7 @@ export class ProfileWriter implements AsyncDisposable {
       const locked = libc()?.flock(file.fd, lockExclusiveAtOnce);
       if (locked !== undefined && "errno" in locked) {
         throw new TidemarkError("WRITER_ACTIVE", `another process appends to the profile ${path}`, {
-          remedy: `end the process that \`fuser ${path}\` shows, or name another file with --out`,
+          remedy: `end the process that \`fuser ${shellWord(path)}\` shows, or name another file with --out`,
           detail: { path },
         });
       }

@@ -1,6 +1,7 @@
 /** `tidemark capacity`: what replication of a load will need, before it is set up. */
 import { Command, InvalidArgumentError, Option } from "commander";
 import { parsePolicy, type RetentionPolicy, TidemarkError } from "../../engine/index.ts";
+import { shellWord } from "../../engine/internal.ts";
 import { systemClock } from "../agent/engine-adapter.ts";
 import { controlSocketDefault } from "../agent/listen.ts";
 import { agentProbe } from "../capacity/agent-probe.ts";
@@ -157,7 +158,7 @@ async function record(context: CommandContext, flags: ProfileFlags): Promise<voi
       output.summary(
         "capacity profile",
         { out, samples },
-        `${formatNumberOf(samples, "sample")} in ${printable(out)}; \`tidemark capacity report ${printable(out)}\` shows what they ask for`,
+        `${formatNumberOf(samples, "sample")} in ${printable(out)}; \`tidemark capacity report ${shellWord(out)}\` shows what they ask for`,
       );
     });
   });

@@ -14,6 +14,7 @@ import {
   Vault,
   type VerifySummary,
 } from "../../engine/index.ts";
+import { shellWord } from "../../engine/internal.ts";
 import { openSink } from "../../sink/index.ts";
 import { copyAndOverwrite, copyDisk, type DemoDisk, hashOf, makeDisk, overwriteAndDelete } from "../demo-disk.ts";
 import { exitCodes } from "../errors.ts";
@@ -278,18 +279,13 @@ function backTable(returned: readonly ReturnedPoint[]): string {
 /** The commands with which to go on by hand in what was kept. */
 function goOn(folder: string, address: string): string {
   const script = process.argv[1] ?? "tidemark";
-  const program = basename(script) === "tidemark" ? "tidemark" : `node ${quoted(relative(process.cwd(), script))}`;
+  const program = basename(script) === "tidemark" ? "tidemark" : `node ${shellWord(relative(process.cwd(), script))}`;
   return [
     "Go on by hand:",
-    `  export TIDEMARK_VAULT=${quoted(address)}`,
-    `  export TIDEMARK_STATE=${quoted(join(folder, "state"))}`,
+    `  export TIDEMARK_VAULT=${shellWord(address)}`,
+    `  export TIDEMARK_STATE=${shellWord(join(folder, "state"))}`,
     `  ${program} points list --disk ${diskName}`,
-    `  ${program} replicate ${quoted(join(folder, "disk.img"))} --disk ${diskName}`,
-    `  ${program} materialize --disk ${diskName} --point 2 --to ${quoted(join(folder, "point-2.img"))}`,
+    `  ${program} replicate ${shellWord(join(folder, "disk.img"))} --disk ${diskName}`,
+    `  ${program} materialize --disk ${diskName} --point 2 --to ${shellWord(join(folder, "point-2.img"))}`,
   ].join("\n");
-}
-
-/** As a shell reads it back. */
-function quoted(word: string): string {
-  return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
 }

@@ -2,6 +2,7 @@
 import { access, constants } from "node:fs/promises";
 import { resolve } from "node:path";
 import { FileVolume, type PlanFault, type PlanRunSummary, type Sink, TidemarkError } from "../../engine/index.ts";
+import { shellWord } from "../../engine/internal.ts";
 import { parseVaultSpec } from "../../sink/index.ts";
 import { isLoopback } from "../../sink/internal.ts";
 import type { PlanExport } from "../json.ts";
@@ -146,7 +147,7 @@ async function exportHere(
       "INVALID_ARGUMENT",
       `a domain of libvirt is one machine, and the run has ${machines.length}`,
       {
-        remedy: `add \`--machine ${first.machine}\``,
+        remedy: `add \`--machine ${shellWord(first.machine)}\``,
       },
     );
   }

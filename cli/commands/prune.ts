@@ -4,6 +4,7 @@
  */
 import { Command } from "commander";
 import { type PointDecision, type PruneSummary, parsePolicy, TidemarkError } from "../../engine/index.ts";
+import { shellWord } from "../../engine/internal.ts";
 import type { Output } from "../output.ts";
 import { formatBytes, formatDuration, formatNumberOf } from "../quantities.ts";
 import { type VaultFlags, withVaultOptions } from "../settings.ts";
@@ -97,7 +98,7 @@ async function explainPoint(
       "POINT_NOT_FOUND",
       `point ${sequence} of disk ${JSON.stringify(disk)} has just been pruned`,
       {
-        remedy: `list the points that are left with \`tidemark points list --disk ${disk}\``,
+        remedy: `list the points that are left with \`tidemark points list --disk ${shellWord(disk)}\``,
       },
     );
   });

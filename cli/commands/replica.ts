@@ -107,7 +107,10 @@ async function run(context: CommandContext, flags: RunFlags): Promise<void> {
       onNotice: (notice) => output.notice(notice),
     });
   });
-  const held = done.sequence === null ? "is torn: an application was interrupted" : `holds point ${done.sequence}`;
+  const held =
+    done.sequence === null
+      ? "is torn: an application was interrupted, and the next run finishes it"
+      : `holds point ${done.sequence}`;
   const moved = `written ${formatBytes(done.bytesWritten)}, read ${formatBytes(done.bytesRead)}`;
   const text = `replica ${done.replica} of disk ${printable(disk)} ${held}; ${moved} (${formatDuration(done.elapsedMs)})`;
   output.summary("replica run", done, text);

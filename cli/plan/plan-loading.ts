@@ -1,5 +1,6 @@
 /** A plan's file, read and checked; its faults are told one by one, and one error stands for all. */
 import { type PlanFault, TidemarkError } from "../../engine/index.ts";
+import { shellWord } from "../../engine/internal.ts";
 import { type ConfigFault, formatFault } from "../agent/config.ts";
 import type { LoadedPlan } from "./plan-file.ts";
 
@@ -29,7 +30,7 @@ function told(path: string, faults: readonly ConfigFault[], tell: TellFault | un
   const count = faults.length === 1 ? "a fault" : `${faults.length} faults`;
   const fact = `the plan ${path} has ${count}${first === undefined ? "" : `: ${formatFault(first)}`}`;
   return new TidemarkError("INVALID_ARGUMENT", fact, {
-    remedy: `correct it; \`tidemark plan check --plan ${path}\` shows every fault with its line`,
+    remedy: `correct it; \`tidemark plan check --plan ${shellWord(path)}\` shows every fault with its line`,
     detail: { path, faults: faults.length },
   });
 }

@@ -11,6 +11,7 @@
 import { hasCode, TidemarkError } from "../errors.ts";
 import type { Notice } from "../notice.ts";
 import type { VaultContext } from "../pipeline/vault-context.ts";
+import { shellWord } from "../shell-word.ts";
 import { claimName } from "../store/format/names.ts";
 import { type DisableReason, type RunDocument } from "../store/format/run.ts";
 import { disableByClaim, enableByClaim, readClaim, restoreClaim } from "../store/points/failover-claim.ts";
@@ -19,10 +20,10 @@ import { WriterLease } from "../store/points/writer-lease.ts";
 import { Store } from "../store/store.ts";
 import { collect } from "../upkeep/collection/collection.ts";
 import { removeDisk } from "../upkeep/prune/remove-disk.ts";
-import { leftoversOf } from "./effects.ts";
 import { isMoved } from "./run-facts.ts";
 import { listRuns } from "./run-store.ts";
 import { hasEnded } from "./run-table.ts";
+import { leftoversOf } from "./run-target.ts";
 import { targetName } from "./target.ts";
 
 /** How the protection of a disk ends. */
@@ -86,7 +87,7 @@ export async function disableDisk(context: VaultContext, options: DisableOptions
   ];
   if (!purges) {
     const reason = (await readClaim(place))?.disabled?.reason ?? "NotSpecified";
-    const points = `all points of the disk: \`tidemark disks disable --disk ${disk} --purge\` removes them`;
+    const points = `all points of the disk: \`tidemark disks disable --disk ${shellWord(disk)} --purge\` removes them`;
     const leftBehind = { source, vault: [points], targets };
     return { disk, reason, purged: false, removedPoints: 0, freedBytes: null, leftBehind, elapsedMs: since(startedAt) };
   }
@@ -134,7 +135,7 @@ function refuseOpenRun(disk: string, runs: readonly RunDocument[]): void {
 function stillWritten(disk: string, cause: TidemarkError): TidemarkError {
   const fact = `the protection of disk ${JSON.stringify(disk)} is disabled, and its points stay: ${cause.message}`;
   return new TidemarkError("WRITER_ACTIVE", fact, {
-    remedy: `stop that process, then run \`tidemark disks disable --disk ${disk} --purge\``,
+    remedy: `stop that process, then run \`tidemark disks disable --disk ${shellWord(disk)} --purge\``,
     detail: { disk },
     cause,
   });

@@ -17,7 +17,7 @@ import { discardImage } from "../recovery/mount/image-files.ts";
 import { materialize } from "../recovery/restore/materialize.ts";
 import { openImage } from "../recovery/restore/vhd.ts";
 import { replicate } from "../replication/replicate.ts";
-import type { RunDocument, RunMember } from "../store/format/run.ts";
+import type { RunMember } from "../store/format/run.ts";
 import { disableByClaim, putClaim, readClaim, removeClaim, settleClaim } from "../store/points/failover-claim.ts";
 import { WriterLease } from "../store/points/writer-lease.ts";
 import { Store } from "../store/store.ts";
@@ -28,21 +28,14 @@ import { ImageReturn } from "./image-return.ts";
 import { choosePoints } from "./point-choice.ts";
 import { ReplicaOfRun } from "./replica-run.ts";
 import { type PrintedByCommands, RunCommands } from "./run-commands.ts";
+import { isMoved } from "./run-facts.ts";
 import { comparablePoint, pinPoint, unpinPoints } from "./run-points.ts";
 import { type HeldRun, readRun } from "./run-store.ts";
 import type { RunEffect } from "./run-table.ts";
-import { runTargetOf } from "./run-target.ts";
+import { leftoversOf, runTargetOf } from "./run-target.ts";
 import { replicateInstant, ServedRun, type ServingVault } from "./served-run.ts";
 import { type SourceDisks, type SourceSite, takeLastPoint } from "./source.ts";
 import { formatOf, materializeName, type OwnedTarget, ownedTargetOf, targetName } from "./target.ts";
-
-/** What of a run is left at its targets, as users name it. */
-export async function leftoversOf(context: VaultContext, document: RunDocument): Promise<string[]> {
-  const left: string[] = [];
-  for (const member of document.members)
-    left.push(...(await runTargetOf(context, document, member).leftovers(member.held !== null)));
-  return left;
-}
 
 /** Carries the effects of one run out. */
 export class Effects implements AsyncDisposable {
@@ -366,6 +359,8 @@ export class Effects implements AsyncDisposable {
   /** The targets become the user's, and the choice of the point ends. */
   async #commit(): Promise<void> {
     const { members, discardPoints } = this.#held.document;
+    // Targets that are handed over are the user's: they may have moved.
+    for (const member of isMoved(this.#held.document) ? [] : members) await this.#refuseGone(member);
     for (const { disk } of members) await this.#proveWithoutWriter(disk);
     // The newest point stays: the way back compares with it.
     const policy = parsePolicy("keep:last=1");
@@ -375,6 +370,17 @@ export class Effects implements AsyncDisposable {
     }
     for (const member of members)
       await runTargetOf(this.#context, this.#held.document, member, this.#operation).handOver();
+  }
+
+  /** There is no way back from a commit: nothing is handed over that is not there. Errors: TARGET_FAILED. */
+  async #refuseGone(member: RunMember): Promise<void> {
+    const { run } = this.#held.document;
+    if (await ownedTargetOf(this.#context, this.#held.document, member).exists()) return;
+    const fact = `the target ${targetName(member.target)} of disk ${JSON.stringify(member.disk)} is gone`;
+    throw new TidemarkError("TARGET_FAILED", fact, {
+      remedy: `bring it back, or make it anew: \`tidemark failover change-point ${run} --point POINT\``,
+      detail: { disk: member.disk, target: targetName(member.target) },
+    });
   }
 
   /** The migration is complete: the targets are the user's, and no writer makes points of the disks. */
@@ -387,13 +393,6 @@ export class Effects implements AsyncDisposable {
   /** Replicates each disk from its new place, by differences, and lets no other place write it. */
   async #reprotect(): Promise<void> {
     const { run, host, members, serving } = this.#held.document;
-    const foreign = members.find(({ target }) => target.kind === "vhd" || target.kind === "blob");
-    if (foreign !== undefined) {
-      throw new TidemarkError("UNSUPPORTED", `${targetName(foreign.target)} holds a VHD, which is not replicated`, {
-        remedy: "replicate the disk that it holds, from the machine that has it attached, under a new name",
-        detail: { disk: foreign.disk },
-      });
-    }
     for (const member of members) {
       const { disk, target } = member;
       throwIfAborted(this.#signal);
@@ -434,7 +433,8 @@ export class Effects implements AsyncDisposable {
     const left = await leftoversOf(this.#context, this.#held.document);
     if (left.length === 0) return;
     throw new TidemarkError("TARGET_FAILED", `of the run is left: ${left.join(", ")}`, {
-      remedy: "stop the programs that use it, and run the command again",
+      remedy:
+        "stop the programs that use it, move away or delete what the run cannot remove, and run the command again",
       detail: { leftovers: left.length },
     });
   }

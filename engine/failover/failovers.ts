@@ -15,7 +15,7 @@ import { hasCode, TidemarkError } from "../errors.ts";
 import type { VaultContext } from "../pipeline/vault-context.ts";
 import { runObjectName } from "../store/format/names.ts";
 import type { RunDocument, RunMember, RunOperation } from "../store/format/run.ts";
-import { readClaim, refuseClaimed, refuseOtherRun } from "../store/points/failover-claim.ts";
+import { isSamePlace, readClaim, refuseClaimed, refuseOtherRun } from "../store/points/failover-claim.ts";
 import { Store } from "../store/store.ts";
 import { type DisableOptions, type DisableSummary, disableDisk, enableDisk } from "./disable.ts";
 import { Effects } from "./effects.ts";
@@ -37,13 +37,14 @@ import {
   refused,
   refuseElsewhere,
   refusePresent,
+  refuseVhds,
   stopped,
 } from "./run-checks.ts";
 import { isReprotected, isServable, servedBy } from "./run-facts.ts";
 import { endingDueMs, endJob, endTask, noting, withJob, withTask } from "./run-jobs.ts";
 import { type DiskAtPoint, directionOf, membersOf, refuseOtherFailback } from "./run-members.ts";
 import { StopRequests, stopJob } from "./run-request.ts";
-import { createRun, HeldRun, isWorkedOn, listRuns, readRun } from "./run-store.ts";
+import { createRun, findRun, HeldRun, isWorkedOn, listRuns, readRun } from "./run-store.ts";
 import { describeRun, type JobSummary, jobsOf, type RunDone, type RunSummary } from "./run-summary.ts";
 import { beginningOf, effectOf, hasEnded, transition } from "./run-table.ts";
 import { refuseTakenTarget, targetsOf } from "./run-target.ts";
@@ -134,14 +135,13 @@ export class Failovers {
       await refuseOtherFailback(place, disks);
       checkSource(source, disks);
       const targets = await parseImages(options.to, disks);
-      refusePresent(former, targets);
-      const members = membersOf(await choosePoints(place, disks, "latest", false), targets).map(
-        (member, index): RunMember => {
-          const origin = former.members[index]?.origin ?? null;
-          const isKnown = origin !== null && origin.path === member.target.path;
-          return { ...member, held: isKnown ? { point: origin.point, signature: origin.signature } : null };
-        },
-      );
+      await refusePresent(former, targets);
+      const members: RunMember[] = [];
+      for (const member of membersOf(await choosePoints(place, disks, "latest", false), targets)) {
+        const origin = former.members[members.length]?.origin ?? null;
+        const isKnown = origin !== null && (await isSamePlace(origin.path, member.target.path));
+        members.push({ ...member, held: isKnown ? { point: origin.point, signature: origin.signature } : null });
+      }
       const { group } = former;
       const common = { kind: "failback", direction: "RecoveryToPrimary", selector: "latest", serving: null } as const;
       const to = options.to.join(" ");
@@ -240,10 +240,11 @@ export class Failovers {
    */
   async reprotect(options: OperateOptions & { readonly listen?: string | undefined }): Promise<RunDone> {
     const { listen } = options;
-    const asked = listen === undefined ? undefined : { listen: parseServing(listen), protects: true };
-    return await this.#operate("ReverseReplicate", options, (document) =>
-      Promise.resolve({ ...document, serving: asked ?? document.serving }),
-    );
+    const asked = listen === undefined ? undefined : { listen: await parseServing(listen), protects: true };
+    return await this.#operate("ReverseReplicate", options, (document) => {
+      refuseVhds(document);
+      return Promise.resolve({ ...document, serving: asked ?? document.serving });
+    });
   }
 
   /**
@@ -293,7 +294,10 @@ export class Failovers {
       if (protects)
         for (const { disk, target } of document.members) await refuseClaimed({ ...place, disk }, target.path);
       await refuseServed(document, `tidemark jobs resume ${run}`);
-      return await ServedRun.open(this.#vault, document, protects, options);
+      const isThere = async (): Promise<boolean> => (await findRun({ ...place, signal: undefined }, run)) !== undefined;
+      return await ServedRun.open(this.#vault, document, protects, { ...options, isThere }).catch((error: unknown) => {
+        throw error instanceof TidemarkError ? stopped(run, error) : error;
+      });
     });
   }
 
@@ -430,6 +434,11 @@ export class Failovers {
     const startedAt = performance.now();
     const place = { store: this.#store, vault: this.#vaultId, signal: options.signal };
     await using held = await HeldRun.take(place, run);
+    const swap = async (next: RunDocument): Promise<void> => {
+      await held.swap(next).catch((error: unknown) => {
+        throw hasCode(error, "STORE_UNREACHABLE") ? stopped(run, error) : error;
+      });
+    };
     // What is over and what begins go into one swap: each takes the store some syncs.
     let next = await begin(held.document);
     await using requests = new StopRequests(place, held.document);
@@ -437,7 +446,7 @@ export class Failovers {
     const onProgress = noting(held, options.onProgress);
     await using effects = new Effects(this.#context, held, { ...options, onProgress, signal }, this.#vault);
     for (let step = effectOf(next.state); step !== undefined; step = effectOf(next.state)) {
-      await held.swap(withTask(next));
+      await swap(withTask(next));
       try {
         await requests.check();
         await effects.carryOut(step.effect);
@@ -448,12 +457,12 @@ export class Failovers {
         const interrupted = requests.signal.aborted ? "Cancelled" : "Suspended";
         const state = isInterrupted ? interrupted : "Failed";
         const ended = endTask(held.document, state, effects.takeCommands(), error);
-        await held.swap(endJob({ ...ended, state: isInterrupted ? ended.state : step.failed }, state));
+        await swap(endJob({ ...ended, state: isInterrupted ? ended.state : step.failed }, state));
         throw stopped(run, error);
       }
       next = { ...endTask(held.document, "Succeeded", effects.takeCommands(), null), state: step.done };
     }
-    await held.swap(endJob(next, "Succeeded"));
+    await swap(endJob(next, "Succeeded"));
     const { bytesWritten, bytesRead } = effects;
     const summary = await describeRun(this.#context, { ...held.document, worker: null });
     return { ...summary, bytesWritten, bytesRead, elapsedMs: Math.round(performance.now() - startedAt) };

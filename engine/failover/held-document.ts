@@ -237,8 +237,9 @@ function workedOn({ title, detail }: Named, worker: WriterRecord | null, cause: 
 }
 
 function lost({ title, detail, showCommand }: Named, cause: unknown): TidemarkError {
-  return new TidemarkError("SEAT_LOST", `another process has taken over ${title}`, {
-    remedy: `let it work; \`${showCommand}\` shows how far it is`,
+  const fact = `what the vault says of ${title} was changed by another process, or the store went back in time`;
+  return new TidemarkError("SEAT_LOST", fact, {
+    remedy: `\`${showCommand}\` shows how far it is, and whether a process works on it`,
     detail,
     cause,
   });

@@ -14,6 +14,7 @@
  * Invariant: the members of a group get points of one barrier, for every choice.
  */
 import { TidemarkError } from "../errors.ts";
+import { shellWord } from "../shell-word.ts";
 import type { PointRecord } from "../store/format/documents.ts";
 import { GroupMembers } from "../store/points/group-members.ts";
 import { readPoints } from "../store/points/history.ts";
@@ -170,7 +171,7 @@ async function commonFits(
 
 function noPoint(disk: string, selector: string): TidemarkError {
   return new TidemarkError("POINT_NOT_FOUND", `disk ${JSON.stringify(disk)} has no point ${JSON.stringify(selector)}`, {
-    remedy: `\`tidemark points list --disk ${disk}\` shows its points`,
+    remedy: `\`tidemark points list --disk ${shellWord(disk)}\` shows its points`,
     detail: { disk, selector },
   });
 }

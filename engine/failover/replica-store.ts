@@ -11,7 +11,7 @@ import { documentBytesMax } from "../store/format/documents.ts";
 import { replicaObjectName, replicasPrefix } from "../store/format/names.ts";
 import { decodeReplica, encodeReplica, type ReplicaDocument } from "../store/format/replica.ts";
 import { replicaName16 } from "../store/format/run.ts";
-import { readClaim } from "../store/points/failover-claim.ts";
+import { isSamePlace, readClaim } from "../store/points/failover-claim.ts";
 import type { Store } from "../store/store.ts";
 import { HeldDocument } from "./held-document.ts";
 import { findRun } from "./run-store.ts";
@@ -113,14 +113,15 @@ async function isWrittenAt(
   settled: { readonly path: string; readonly host: string } | null,
   run: string | null,
 ): Promise<boolean> {
-  if (settled !== null || run === null) return settled?.path === target.path && settled.host === host;
+  if (settled !== null) return settled.host === host && (await isSamePlace(settled.path, target.path));
+  if (run === null) return false;
   // A failover that has the disk writes its target, and hands it over with the commit.
   const { document } = (await findRun(place, run)) ?? {};
   if (document === undefined || (host !== null && document.host !== host)) return false;
-  return document.members.some(
-    (member) =>
-      member.disk === disk &&
-      member.target.path === target.path &&
-      (member.target.kind === "blob") === (target.kind === "blob"),
-  );
+  const isBlob = target.kind === "blob";
+  for (const { disk: other, target: there } of document.members) {
+    if (other !== disk || (there.kind === "blob") !== isBlob) continue;
+    if (isBlob ? there.path === target.path : await isSamePlace(there.path, target.path)) return true;
+  }
+  return false;
 }

@@ -60,8 +60,8 @@ export interface Application {
 
 /**
  * `current`: the target holds the newest point. `behind`: an older one. `torn`: an application is
- * under way or was interrupted. `changed`: another program may have written it. `empty`: no point
- * has been applied. `failed-over`: it is the target of a failover.
+ * under way or was interrupted. `changed`: another program may have written it. `missing`: it does
+ * not exist, or cannot be looked at. `empty`: no point has been applied. `failed-over`: it is the target of a failover.
  */
 export type ReplicaState = "current" | "behind" | "torn" | "changed" | "missing" | "empty" | "failed-over";
 

@@ -16,12 +16,14 @@ import { watchedStore } from "../disk/source/head-watch.ts";
 import { hasCode, TidemarkError } from "../errors.ts";
 import type { VaultContext } from "../pipeline/vault-context.ts";
 import type { OperationOptions } from "../progress.ts";
+import { shellWord } from "../shell-word.ts";
 import type { PointRecord } from "../store/format/documents.ts";
 import { replicaObjectName } from "../store/format/names.ts";
 import { encodeReplica, type ReplicaDocument } from "../store/format/replica.ts";
 import { readDisk } from "../store/points/head.ts";
 import { runRequestTiming } from "../timing.ts";
 import { verify } from "../upkeep/scrub/verify.ts";
+import { refuseDeviceInUse } from "./device-use.ts";
 import { isWorker } from "./held-document.ts";
 import { Applications, unpinReplica } from "./replica-application.ts";
 import {
@@ -183,6 +185,7 @@ export class Replicas {
     await target.refuseTaken();
     const document = { vault, disk, ...named, epoch: 0, worker: null, point: null, next: null, signature: null };
     await refuseSource(place, document);
+    if (named.target.kind === "device") await refuseDeviceInUse(place, named.target.path);
     const name = replicaObjectName(named.replica);
     await store.putOnce(name, encodeReplica(document), { signal });
     try {
@@ -236,7 +239,7 @@ export class Replicas {
   async #summary(place: ReplicaVault, document: ReplicaDocument): Promise<ReplicaSummary> {
     const { store, vault, signal } = place;
     const isSeen = isReachable(document);
-    const signature = isSeen ? await new ReplicaTarget(document, this.#context.sink).signature() : undefined;
+    const signature = isSeen ? await this.#signatureOf(document) : undefined;
     let newest: PointRecord | undefined;
     try {
       newest = (await readDisk(store, vault, document.disk, signal)).points.at(-1);
@@ -246,6 +249,16 @@ export class Replicas {
     const isRunning = await isWorker(document.worker);
     const run = await runOf(place, document);
     return summaryOf(document, { newest, isRunning, nowMs: Date.now(), isSeen, signature, run });
+  }
+
+  /** A target that cannot be looked at is missing: the other replicas are shown. */
+  async #signatureOf(document: ReplicaDocument): Promise<string | null | undefined> {
+    try {
+      return await new ReplicaTarget(document, this.#context.sink).signature();
+    } catch (error) {
+      if (!(error instanceof TidemarkError) || document.target.kind === "blob") throw error;
+      return undefined;
+    }
   }
 }
 
@@ -277,7 +290,7 @@ function refuseForeign(document: ReplicaDocument): void {
 
 function torn({ replica, disk, ...place }: ReplicaDocument): TidemarkError {
   return new TidemarkError("TARGET_FAILED", `replica ${replica} holds no point: no application of one has ended`, {
-    remedy: `run \`tidemark replica run --once --disk ${disk} --to ${replicaTargetName(place)}\` first`,
+    remedy: `run \`tidemark replica run --once --disk ${shellWord(disk)} --to ${shellWord(replicaTargetName(place))}\` first`,
     detail: { replica },
   });
 }

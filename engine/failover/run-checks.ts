@@ -1,9 +1,10 @@
-/** Checks of what an operator asks of a run, and the errors of what is not possible: pure functions. */
+/** Checks of what an operator asks of a run, and the errors of what is not possible. */
 import os from "node:os";
 import { TidemarkError } from "../errors.ts";
 import { groupDisksMax } from "../store/format/documents.ts";
 import type { RunDocument, RunMember, RunOperation } from "../store/format/run.ts";
 import { noteText } from "../store/format/run.ts";
+import { isSamePlace } from "../store/points/failover-claim.ts";
 
 /** Whether `--to` names replicas: `replica`, or `replica:NAME` for one of several. */
 export function namesReplicas(to: string): boolean {
@@ -64,14 +65,29 @@ export function checkSource(source: RunDocument["source"], disks: readonly strin
 }
 
 /** Refuses to take a disk back to where `run` has taken it. Errors: TARGET_IS_SOURCE. */
-export function refusePresent({ run, members }: RunDocument, targets: readonly RunMember["target"][]): void {
-  const index = members.findIndex(({ target }, at) => target.path === targets[at]?.path);
-  const member = members[index];
-  if (member === undefined) return;
-  const { disk, target } = member;
-  throw new TidemarkError("TARGET_IS_SOURCE", `run ${run} has taken disk ${JSON.stringify(disk)} to ${target.path}`, {
-    remedy: "name the image from which the run took the disk",
-    detail: { run, path: target.path },
+export async function refusePresent(
+  { run, members }: RunDocument,
+  targets: readonly RunMember["target"][],
+): Promise<void> {
+  for (const [index, { disk, target }] of members.entries()) {
+    if (!(await isSamePlace(target.path, targets[index]?.path ?? ""))) continue;
+    throw new TidemarkError("TARGET_IS_SOURCE", `run ${run} has taken disk ${JSON.stringify(disk)} to ${target.path}`, {
+      remedy: "name the image from which the run took the disk",
+      detail: { run, path: target.path },
+    });
+  }
+}
+
+/** Refuses to replicate targets that hold more than the disk. Errors: UNSUPPORTED. */
+export function refuseVhds({ run, members }: RunDocument): void {
+  const found = members.find(({ target }) => target.kind === "vhd" || target.kind === "blob");
+  if (found === undefined) return;
+  const { disk, target } = found;
+  throw new TidemarkError("UNSUPPORTED", `${target.kind}:${target.path} holds a VHD, which is not replicated`, {
+    remedy:
+      `end the failover with \`tidemark migrate complete ${run}\`, and replicate the disk under a new name from the ` +
+      "machine that has it attached",
+    detail: { disk },
   });
 }
 
@@ -79,7 +95,8 @@ export function refusePresent({ run, members }: RunDocument, targets: readonly R
 export function stopped(run: string, { code, message, remedy, detail }: TidemarkError): TidemarkError {
   const next = `the command to go on is \`tidemark jobs resume ${run}\`, and \`tidemark failover show ${run}\` says what else can be done`;
   return new TidemarkError(code, `run ${run}: ${message}`, {
-    remedy: remedy === undefined ? next : `${remedy}; ${next}`,
+    // What was interrupted is not begun again: that would be a second run.
+    remedy: remedy === undefined || code === "INTERRUPTED" ? next : `${remedy}; ${next}`,
     detail: { ...detail, run },
   });
 }

@@ -92,5 +92,6 @@ function changeJob(document: RunDocument, change: (job: RunJob) => RunJob): RunD
 
 export function errorOf({ code, message, remedy }: TidemarkError): RunError {
   const short = (text: string): string => text.replaceAll("\0", "").slice(0, 8192);
-  return { code, message: short(message), remedy: remedy === undefined ? null : short(remedy) };
+  const isTold = remedy !== undefined && code !== "INTERRUPTED"; // it would begin a second run
+  return { code, message: short(message), remedy: isTold ? short(remedy) : null };
 }

@@ -32,7 +32,9 @@ export async function readRun(place: RunPlace, run: string): Promise<StoredRun> 
   const found = await findRun(place, run);
   if (found !== undefined) return found;
   throw new TidemarkError("INVALID_ARGUMENT", `the vault holds no failover run ${JSON.stringify(run)}`, {
-    remedy: "`tidemark failover list` shows the runs",
+    remedy:
+      "`tidemark failover list` shows the runs; a store that was killed may have forgotten one: " +
+      "its targets stay, each with a mark beside it, TARGET.tidemark-run",
   });
 }
 

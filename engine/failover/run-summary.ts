@@ -3,6 +3,7 @@
  * and what may be deleted now.
  */
 import type { VaultContext } from "../pipeline/vault-context.ts";
+import { shellWord } from "../shell-word.ts";
 import type {
   EndingAction,
   JobState,
@@ -14,12 +15,12 @@ import type {
 } from "../store/format/run.ts";
 import { Store } from "../store/store.ts";
 import type { Consistency } from "../volume.ts";
-import { leftoversOf } from "./effects.ts";
 import { isMoved, isServable } from "./run-facts.ts";
 import { endingDueMs } from "./run-jobs.ts";
 import { whereabouts } from "./run-members.ts";
 import { isWorkedOn } from "./run-store.ts";
 import { allowedOperations, effectOf, hasEnded, refusedOperations } from "./run-table.ts";
+import { leftoversOf } from "./run-target.ts";
 import { uriOfDisk } from "./served-run.ts";
 import { targetName } from "./target.ts";
 
@@ -237,7 +238,7 @@ export function adviceOf(
   const disks = members.map(({ disk }) => JSON.stringify(disk)).join(", ");
   const targets = members.map(({ target }) => targetName(target)).join(", ");
   const devices = members
-    .filter(({ target }) => target.kind === "device" && target.replica === undefined)
+    .filter(({ target, held }) => target.kind === "device" && target.replica === undefined && held !== null)
     .map(({ target }) => targetName(target));
   const sources = `the source of ${disks}`;
   if (isMoved(document) && !isThere) {
@@ -254,7 +255,8 @@ export function adviceOf(
         stillNeeded: [present, "the vault's points: the disks are compared with them"],
       };
     const purges = members.map(
-      ({ disk }) => `the points of ${JSON.stringify(disk)}: \`tidemark disks disable --disk ${disk} --purge\``,
+      ({ disk }) =>
+        `the points of ${JSON.stringify(disk)}: \`tidemark disks disable --disk ${shellWord(disk)} --purge\``,
     );
     return { mayBeDeleted: [former, ...purges], stillNeeded: [present] };
   }

@@ -165,7 +165,10 @@ const table: Readonly<Record<RunState, StateRow>> = {
     allows: { ReverseReplicate: "ReprotectInitiated", CompleteMigration: "DisablingProtection" },
   },
   ReprotectInitiated: running("committed", "reprotect", "ReprotectInitiated", ["Protected", "ReprotectFailed"]),
-  ReprotectFailed: failed("committed", "ReprotectInitiated", { ReverseReplicate: "ReprotectInitiated" }),
+  ReprotectFailed: failed("committed", "ReprotectInitiated", {
+    ReverseReplicate: "ReprotectInitiated",
+    CompleteMigration: "DisablingProtection",
+  }),
   DisablingProtection: running("committed", "disable", "DisablingProtection", ["MarkedForDeletion", "DisablingFailed"]),
   DisablingFailed: failed("committed", "DisablingProtection", { CompleteMigration: "DisablingProtection" }),
   MarkedForDeletion: { stage: "ended", allows: {} },

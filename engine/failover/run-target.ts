@@ -2,12 +2,17 @@
 import { TidemarkError } from "../errors.ts";
 import type { VaultContext } from "../pipeline/vault-context.ts";
 import type { OperationOptions } from "../progress.ts";
+import { shellWord } from "../shell-word.ts";
 import type { RunDocument, RunMember } from "../store/format/run.ts";
+import { refuseDeviceInUse } from "./device-use.ts";
 import { ReplicaOfRun, replicaTargets } from "./replica-run.ts";
 import { findReplica, type ReplicaVault } from "./replica-store.ts";
 import { replicaNameAt, replicaTargetName } from "./replica-target.ts";
 import { namesReplicas } from "./run-checks.ts";
-import { type OwnedTarget, ownedTargetOf, parseTarget, type Targets } from "./target.ts";
+import { isMoved } from "./run-facts.ts";
+import { findRun } from "./run-store.ts";
+import { hasEnded } from "./run-table.ts";
+import { type OwnedTarget, ownedTargetOf, parseTarget, type Targets, targetName } from "./target.ts";
 
 /** What `--to` names. Errors: those of `replicaTargets` and `parseTarget`. */
 export async function targetsOf(
@@ -36,6 +41,21 @@ export function runTargetOf(
     : new ReplicaOfRun(context, run.run, { replica }, options);
 }
 
+/** What of a run is left at its targets, as users name it. A target that cannot be looked at may be left. */
+export async function leftoversOf(context: VaultContext, document: RunDocument): Promise<string[]> {
+  const left: string[] = [];
+  for (const member of document.members) {
+    const { target, held } = member;
+    try {
+      left.push(...(await runTargetOf(context, document, member).leftovers(held !== null)));
+    } catch (error) {
+      if (!(error instanceof TidemarkError) || target.kind === "blob") throw error;
+      left.push(`${targetName(target)}: ${error.message}`);
+    }
+  }
+  return left;
+}
+
 /**
  * Refuses a target that something is at, before a run begins. A replica is a target by its own name
  * only: the process that follows it would write over what the run writes. Errors: TARGET_EXISTS.
@@ -47,6 +67,10 @@ export async function refuseTakenTarget(
   member: Pick<RunMember, "disk" | "target">,
 ): Promise<void> {
   if (member.target.replica !== undefined) return; // the choice of the target has looked
+  if (member.target.kind === "device") {
+    await refuseDeviceInUse(place, member.target.path);
+    return;
+  }
   const found = await findReplica(place, replicaNameAt(member.target));
   if (found !== undefined) {
     const { replica, disk, target } = found.document;
@@ -56,5 +80,38 @@ export async function refuseTakenTarget(
       detail: { replica },
     });
   }
-  await ownedTargetOf(context, { run: "", kind }, member).refuseTaken();
+  const owned = ownedTargetOf(context, { run: "", kind }, member);
+  const owner = await owned.markedBy();
+  if (owner !== undefined) throw await markedTarget(place, member.target, owned, owner);
+  await owned.refuseTaken();
+}
+
+/** The error for a target that has the mark of a run. A store that was killed may have forgotten the run. */
+async function markedTarget(
+  place: ReplicaVault,
+  target: RunMember["target"],
+  owned: OwnedTarget,
+  run: string,
+): Promise<TidemarkError> {
+  const name = targetName(target);
+  const detail = { target: name, run };
+  const { document } = (await findRun(place, run)) ?? {};
+  if (document !== undefined && (!hasEnded(document.state) || isMoved(document))) {
+    return new TidemarkError("TARGET_EXISTS", `${name} is the target of run ${run}`, {
+      remedy: `name another target, or end that run: \`tidemark failover show ${run}\` says how`,
+      detail,
+    });
+  }
+  const made = await owned.remains();
+  const removal =
+    target.kind === "blob" ? `delete ${made.join(" and ")}` : `\`rm -r ${made.map(shellWord).join(" ")}\``;
+  const why =
+    document === undefined
+      ? "which this vault does not hold: the store has forgotten it, or another vault has it"
+      : "which has ended without seeing it";
+  const fact = `${name} is the target of run ${run}, ${why}`;
+  return new TidemarkError("TARGET_EXISTS", fact, {
+    remedy: `name another target; or, if no other vault has the run and nothing needs what it made, ${removal}`,
+    detail,
+  });
 }

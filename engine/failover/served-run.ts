@@ -17,7 +17,9 @@ import { Group } from "../replication/protection/groups.ts";
 import type { Protection } from "../replication/protection/protection.ts";
 import type { ProtectionEvent } from "../replication/protection/protection-state.ts";
 import type { ProtectionStatus, ProtectOptions, StopOptions } from "../replication/protection/protection-status.ts";
+import { shellWord } from "../shell-word.ts";
 import type { RunDocument, RunMember } from "../store/format/run.ts";
+import { servedRunTiming } from "../timing.ts";
 import type { Instant, InstantOptions, InstantStatus } from "./instant.ts";
 
 /** How long requests under way have when serving ends. */
@@ -39,6 +41,11 @@ export interface ServeOptions {
   readonly cacheBytes?: number | undefined;
   /** Ends the opening, not what has been opened. */
   readonly signal?: AbortSignal | undefined;
+}
+
+interface WatchedOptions extends ServeOptions {
+  /** Whether the vault holds the run; absent: that is not asked. */
+  readonly isThere?: (() => Promise<boolean>) | undefined;
 }
 
 /** A disk that is served. */
@@ -108,10 +115,25 @@ export class ServedRun implements AsyncDisposable {
   readonly disks: readonly ServedDisk[];
   readonly #server: NbdServer;
   readonly #open: readonly OpenDisk[];
+  readonly #watch: NodeJS.Timeout | undefined;
   #stopping: Promise<TidemarkError | undefined> | undefined;
 
-  private constructor(document: RunDocument, server: NbdServer, open: readonly OpenDisk[]) {
+  private constructor(
+    document: RunDocument,
+    server: NbdServer,
+    open: readonly OpenDisk[],
+    { isThere, onNotice }: WatchedOptions,
+  ) {
     this.run = document.run;
+    const look = async (ask: () => Promise<boolean>): Promise<void> => {
+      if (await ask()) return;
+      clearInterval(this.#watch);
+      onNotice?.({ code: "RUN_FORGOTTEN", message: forgotten(document) });
+    };
+    if (isThere !== undefined) {
+      // A store that does not answer has forgotten nothing yet.
+      this.#watch = setInterval(() => void look(isThere).catch(() => undefined), servedRunTiming.lookMs).unref();
+    }
     this.#server = server;
     this.#open = open;
     this.disks = open.map(({ member: { disk, target } }) => ({
@@ -132,7 +154,7 @@ export class ServedRun implements AsyncDisposable {
     vault: ServingVault,
     document: RunDocument,
     protects: boolean,
-    options: ServeOptions,
+    options: WatchedOptions,
   ): Promise<ServedRun> {
     const { group: name, serving, members } = document;
     if (serving === null) throw new TidemarkError("INTERNAL", `run ${document.run} has no address to serve at`);
@@ -146,7 +168,7 @@ export class ServedRun implements AsyncDisposable {
         const description = `point ${member.point.sequence}, run ${document.run}`;
         if (device !== undefined) server.addExport({ name: member.disk, device, description });
       }
-      return new ServedRun(document, server, open);
+      return new ServedRun(document, server, open, options);
     } catch (error) {
       await closeDisks(open, { drain: false });
       throw error;
@@ -190,10 +212,21 @@ export class ServedRun implements AsyncDisposable {
   }
 
   async #stop(options: StopOptions): Promise<TidemarkError | undefined> {
+    clearInterval(this.#watch);
     // A read that waits for a store that is away does not end by itself soon.
     await this.#server.close({ graceMs });
     return await closeDisks(this.#open, options);
   }
+}
+
+/** What is left is in files and with the operator: the vault knows nothing of it. */
+function forgotten({ run, members }: RunDocument): string {
+  const commands = members.map(({ disk, target }) => `replicate ${shellWord(target.path)} --disk ${shellWord(disk)}`);
+  return (
+    `the vault does not hold run ${run} any more: the store has forgotten it, and nothing keeps the former source from ` +
+    "making points; stop that source, wait until the disks are copied, end serving, and run " +
+    commands.map((command) => `\`tidemark ${command}\``).join(" and ")
+  );
 }
 
 interface OpenDiskOptions extends ServeOptions {

@@ -92,7 +92,7 @@ export async function parseTarget(text: string, disks: readonly string[], sink: 
  */
 async function parseInstant(text: string, rest: string, disks: readonly string[]): Promise<Targets> {
   const at = rest.indexOf(",image=");
-  const listen = parseServing(at < 0 ? rest : rest.slice(0, at));
+  const listen = await parseServing(at < 0 ? rest : rest.slice(0, at));
   const named = at < 0 ? "." : rest.slice(at + ",image=".length);
   const isFolder = (await unlessAbsent(named, async () => await stat(resolve(named))))?.isDirectory() === true;
   if (!isFolder && (disks.length > 1 || named.endsWith("/"))) {
@@ -110,9 +110,9 @@ async function parseInstant(text: string, rest: string, disks: readonly string[]
 
 /**
  * The address in the form in which a run keeps it. It must be the same each time that the disks are
- * served. Errors: INVALID_ARGUMENT.
+ * served. Errors: INVALID_ARGUMENT, TARGET_FAILED when the folder of a socket does not exist.
  */
-export function parseServing(text: string): string {
+export async function parseServing(text: string): Promise<string> {
   const address = parseListen(text, process.cwd());
   if (typeof address === "string") {
     throw new TidemarkError("INVALID_ARGUMENT", `${text} ${address}`, { remedy: "write unix:PATH or tcp:HOST:PORT" });
@@ -122,6 +122,7 @@ export function parseServing(text: string): string {
       remedy: "name a port",
     });
   }
+  if (address.kind === "unix") await absolute(address.path, text);
   return formatListen(address);
 }
 
@@ -151,7 +152,8 @@ export async function parseImages(paths: readonly string[], disks: readonly stri
     const other = images.get(identity);
     if (stats !== undefined && other !== undefined) throw sameImage(path, [other, disk]);
     images.set(identity, disk);
-    if (found !== undefined && stats?.isBlockDevice() === true) targets.push({ kind: "device", path: found });
+    if (found !== undefined && stats?.isBlockDevice() === true)
+      targets.push({ kind: "device", path: await absolute(path, path) });
     else if (found !== undefined && stats?.isFile() === true) targets.push({ kind: "image", path: found });
     else {
       throw new TidemarkError("INVALID_ARGUMENT", `${path} is no image and no block device to which a disk goes back`, {
@@ -228,13 +230,28 @@ export class OwnedTarget {
     this.#ground = target.kind === "blob" ? blobGround(sink) : fileGround;
   }
 
+  /** Whether the target is there, with or without the mark of the run. */
+  async exists(): Promise<boolean> {
+    return await this.#ground.exists(this.#target.path);
+  }
+
+  /** The run whose mark is there; undefined: none. A mark that a killed process left empty is no mark. */
+  async markedBy(): Promise<string | undefined> {
+    return (await this.#ground.readMark(this.#mark))?.trim() || undefined;
+  }
+
   /** Errors: TARGET_EXISTS when something is there, or another run has the name. */
   async refuseTaken(): Promise<void> {
-    const { path, kind } = this.#target;
-    if (kind === "device") return;
-    const mark = `${path}${markSuffix}`;
-    if ((await this.#ground.readMark(mark)) !== undefined) throw markTaken(mark);
+    if (this.#target.kind === "device") return;
+    if ((await this.markedBy()) !== undefined) throw markTaken(this.#mark);
     await this.#refuseContent();
+  }
+
+  /** What a run that is forgotten may have made here, its mark included. */
+  async remains(): Promise<string[]> {
+    const names = [...(await this.#content()), this.#mark];
+    const found = await Promise.all(names.map(async (name) => ((await this.#ground.exists(name)) ? [name] : [])));
+    return found.flat();
   }
 
   /**
@@ -246,15 +263,15 @@ export class OwnedTarget {
     if (kind === "device") return true;
     if (await this.isOwned()) return await this.#ground.exists(path);
     if (kind === "image") {
-      await this.#ground.putMark(`${path}${markSuffix}`, this.#owner);
+      await this.#ground.putMark(this.#mark, this.#owner);
       return true;
     }
     await this.#refuseContent();
-    await this.#ground.putMark(`${path}${markSuffix}`, this.#owner);
+    await this.#ground.putMark(this.#mark, this.#owner);
     try {
       await this.#refuseContent();
     } catch (error) {
-      await this.#ground.remove(`${path}${markSuffix}`);
+      await this.#ground.remove(this.#mark);
       throw error;
     }
     return false;
@@ -264,7 +281,7 @@ export class OwnedTarget {
   async remove(): Promise<void> {
     if (this.#target.kind !== "device" && !(await this.isOwned())) return;
     await this.removeContent();
-    if (this.#target.kind !== "device") await this.#ground.remove(`${this.#target.path}${markSuffix}`);
+    if (this.#target.kind !== "device") await this.#ground.remove(this.#mark);
   }
 
   /** Removes everything but the mark, which must be there. */
@@ -274,15 +291,14 @@ export class OwnedTarget {
 
   /** Gives the target to the user: only the mark goes. */
   async handOver(): Promise<void> {
-    if (this.#target.kind !== "device" && (await this.isOwned()))
-      await this.#ground.remove(`${this.#target.path}${markSuffix}`);
+    if (this.#target.kind !== "device" && (await this.isOwned())) await this.#ground.remove(this.#mark);
   }
 
   /** What of the run is there, as users name it. `wasMade`: the run has finished the target once. */
   async leftovers(wasMade: boolean): Promise<string[]> {
     const { kind, path } = this.#target;
     const isOurs = kind === "device" || (await this.isOwned());
-    const marks = kind === "device" ? [] : [`${path}${markSuffix}`];
+    const marks = kind === "device" ? [] : [this.#mark];
     const names = isOurs ? [...(await this.#content()), ...marks] : wasMade && kind !== "image" ? [path] : [];
     const left: string[] = [];
     for (const name of names)
@@ -321,9 +337,13 @@ export class OwnedTarget {
     for (const name of names) if (await this.#ground.exists(name)) throw taken({ kind, path: name });
   }
 
+  get #mark(): string {
+    return `${this.#target.path}${markSuffix}`;
+  }
+
   /** Whether the target has the mark of the run. */
   async isOwned(): Promise<boolean> {
-    const mark = await this.#ground.readMark(`${this.#target.path}${markSuffix}`);
+    const mark = await this.#ground.readMark(this.#mark);
     return mark === this.#owner;
   }
 }
@@ -407,7 +427,7 @@ async function unlessAbsent<Value>(name: string, look: () => Promise<Value>): Pr
     return await look();
   } catch (error) {
     if (systemCode(error) === "ENOENT") return undefined;
-    throw failed(name, error);
+    throw failed(name, error, "look at");
   }
 }
 
@@ -440,10 +460,10 @@ function markTaken(name: string, cause?: unknown): TidemarkError {
   });
 }
 
-function failed(name: string, cause: unknown): TidemarkError {
+function failed(name: string, cause: unknown, work: "look at" | "write" = "write"): TidemarkError {
   return fileError(cause, {
     code: "TARGET_FAILED",
-    what: `cannot write ${name}`,
+    what: `cannot ${work} ${name}`,
     remedy: "check the disk that holds it, then run the command again",
     detail: { target: name },
   });

@@ -15,6 +15,7 @@ import { type BigIntStats, constants } from "node:fs";
 import { type FileHandle, lstat, mkdir, open, rename, rm, stat } from "node:fs/promises";
 import path from "node:path";
 import { systemCode, TidemarkError } from "../../errors.ts";
+import { shellWord } from "../../shell-word.ts";
 
 /** Mode of the files that Tidemark makes: for their owner only. */
 export const ownFileMode = 0o600;
@@ -71,7 +72,7 @@ export function checkPlain(file: string, stats: BigIntStats): void {
 /** The error for a name that must be a regular file, or a folder, and is something else. */
 export function notPlain(file: string, kind: string, cause?: unknown): TidemarkError {
   return new TidemarkError("DAMAGED", `${file} is ${kind}, which Tidemark never makes there`, {
-    remedy: `find out who made it (\`ls -l ${file}\`), remove it, and let no other user write to its folder`,
+    remedy: `find out who made it (\`ls -l ${shellWord(file)}\`), remove it, and let no other user write to its folder`,
     detail: { path: file },
     cause,
   });

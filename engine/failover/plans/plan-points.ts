@@ -11,6 +11,7 @@
 import { forEachAtOnce } from "../../concurrency.ts";
 import { hasCode, TidemarkError } from "../../errors.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
+import { shellWord } from "../../shell-word.ts";
 import type { Plan, PlanMachine } from "../../store/format/plan-run.ts";
 import type { RunKind, RunMember } from "../../store/format/run.ts";
 import { refuseOtherRun } from "../../store/points/failover-claim.ts";
@@ -173,7 +174,7 @@ async function refuseWithoutPoint(place: PlanPlace, disk: string): Promise<void>
   const newest = await readPoints(store, await new GroupMembers(place).head(disk), { signal }).next();
   if (newest.done !== true) return;
   throw new TidemarkError("POINT_NOT_FOUND", `the first replication of disk ${JSON.stringify(disk)} is not complete`, {
-    remedy: `wait until \`tidemark points list --disk ${disk}\` shows a point`,
+    remedy: `wait until \`tidemark points list --disk ${shellWord(disk)}\` shows a point`,
     detail: { disk },
   });
 }

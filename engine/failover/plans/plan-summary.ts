@@ -10,13 +10,13 @@ import type {
 } from "../../store/format/plan-run.ts";
 import type { JobState, RunDirection, RunDocument, RunKind, RunOperation, RunState } from "../../store/format/run.ts";
 import type { Consistency } from "../../volume.ts";
-import { leftoversOf } from "../effects.ts";
 import { isWorker } from "../held-document.ts";
 import { isMoved } from "../run-facts.ts";
 import { whereabouts } from "../run-members.ts";
 import { findRun } from "../run-store.ts";
 import { adviceOf, type JobSummary, type RunTaskSummary } from "../run-summary.ts";
 import { allowedOperations, beginningOf, effectOf, hasEnded, refusedOperations } from "../run-table.ts";
+import { leftoversOf } from "../run-target.ts";
 import { uriOfDisk } from "../served-run.ts";
 import { targetName } from "../target.ts";
 import { spreadOf } from "./plan-points.ts";

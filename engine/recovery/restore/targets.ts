@@ -171,7 +171,7 @@ function refuseSource(options: OpenTargetOptions, target: FileIdentity): void {
     "TARGET_IS_SOURCE",
     `the target ${options.to} is the source that this disk was replicated from`,
     {
-      remedy: "name another target, or add `--force` to overwrite the source",
+      remedy: "name another target; only `tidemark materialize --force` writes over the source",
       detail: { target: target.path },
     },
   );

@@ -13,6 +13,7 @@
 import { createHash } from "node:crypto";
 import { FileVolume } from "../../disk/source/file-volume.ts";
 import { TidemarkError } from "../../errors.ts";
+import { shellWord } from "../../shell-word.ts";
 import type { TargetImage } from "./target.ts";
 
 export const vhdFooterBytes = 512;
@@ -116,7 +117,7 @@ export async function openImage(path: string): Promise<FileVolume> {
     if (footer !== undefined) volume.endAt(footer.diskBytes);
     else if (await isOtherVhd(volume, sizeBytes)) {
       throw new TidemarkError("UNSUPPORTED", `${path} is a dynamic or differencing VHD`, {
-        remedy: `convert it first: \`qemu-img convert -O raw ${path} IMAGE\``,
+        remedy: `convert it first: \`qemu-img convert -O raw ${shellWord(path)} IMAGE\``,
         detail: { path },
       });
     }

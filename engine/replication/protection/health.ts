@@ -30,6 +30,7 @@
  * being repeated. It holds in state `protecting` only: in every other one no point is due each
  * cycle (an initial replication, a comparison, a pause) or another finding tells why there is none.
  */
+import { shellWord } from "../../shell-word.ts";
 import type { ProtectionState } from "./protection-state.ts";
 
 /**
@@ -300,7 +301,12 @@ const rules: readonly Rule[] = [
   function paused({ pausedMs, disk }) {
     if (pausedMs === null) return undefined;
     const cause = `${disk} has been paused for ${minutes(pausedMs)}; changes are tracked, but no point is made`;
-    return { level: "Warning", code: "PAUSED", cause, remedy: `resume it: \`tidemark agent resume --disk ${disk}\`` };
+    return {
+      level: "Warning",
+      code: "PAUSED",
+      cause,
+      remedy: `resume it: \`tidemark agent resume --disk ${shellWord(disk)}\``,
+    };
   },
 ];
 

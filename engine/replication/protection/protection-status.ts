@@ -40,6 +40,8 @@ export interface ProtectionStatus {
   readonly uploadBytesPerSecond: number;
   /** Bytes changed on the disk and not yet in a committed point. */
   readonly backlogBytes: number;
+  /** Points that the vault lists, as this process has seen last; null: not yet. */
+  readonly points: number | null;
   /** Points committed by this process. */
   readonly pointsCommitted: number;
   /** Newest committed point; null before the first. */

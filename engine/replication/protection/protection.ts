@@ -14,7 +14,7 @@ import type { ProtectedDisk } from "../../disk/tracking/protected-disk.ts";
 import { TidemarkError, throwIfAborted } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
-import type { PointRecord } from "../../store/format/documents.ts";
+import { countPoints, type PointRecord } from "../../store/format/documents.ts";
 import { encodeDiskName } from "../../store/format/names.ts";
 import type { PointSummary } from "../../store/points/points.ts";
 import { protectionTiming } from "../../timing.ts";
@@ -80,6 +80,8 @@ export class Protection implements AsyncDisposable {
   #policy: ProtectionPolicy;
   #state: MachineState;
   #session: Session | undefined;
+  /** Points that the last session left in the vault. */
+  #points: number | null = null;
   /** An application-consistent point that was missed before the start has been looked for. */
   #isCaughtUp = false;
   /** The cut that the next step ships. */
@@ -128,9 +130,7 @@ export class Protection implements AsyncDisposable {
     return this.#protected;
   }
 
-  /**
-   * What the protection measures of itself now. Never throws, and makes no request to the store.
-   */
+  /** What is measured now. Never throws, and makes no request to the store. */
   status(): ProtectionStatus {
     this.#measures.sample(this.#protected.writtenBytes);
     const backlogBytes = this.#protected.dirtyBytes;
@@ -145,6 +145,7 @@ export class Protection implements AsyncDisposable {
       lag: this.#measures.lag,
       ...this.#measures.rates,
       backlogBytes,
+      points: this.#session === undefined ? this.#points : countPoints(this.#session.head),
       pointsCommitted: this.#state.pointsCommitted,
       latest: this.#state.latest,
       barrier: this.#protected.barrier,
@@ -266,8 +267,6 @@ export class Protection implements AsyncDisposable {
       return error;
     }
   }
-
-  // ---- The driver of the state machine ----
 
   async #run(): Promise<void> {
     try {
@@ -425,6 +424,7 @@ export class Protection implements AsyncDisposable {
 
   async #leave(): Promise<void> {
     const session = this.#session;
+    if (session !== undefined) this.#points = countPoints(session.head);
     this.#session = undefined;
     await this.#pruning.abandon();
     await session?.close();

@@ -6,6 +6,7 @@
  */
 import { randomBytes } from "node:crypto";
 import { hasCode, systemCode, TidemarkError } from "../../errors.ts";
+import { shellWord } from "../../shell-word.ts";
 import type { Sink } from "../../sink.ts";
 import { fromHex, toHex } from "../format/checksum.ts";
 import { vaultName } from "../format/names.ts";
@@ -106,7 +107,7 @@ async function readWriterKey(
     const fact = error instanceof Error ? error.message : String(error);
     throw new TidemarkError("ACCESS_REFUSED", `the writer key of this machine cannot be read: ${fact}`, {
       remedy:
-        `run the command as the user that enrolled this machine: see \`ls -l ${path}\`; or remove that file, and run ` +
+        `run the command as the user that enrolled this machine: see \`ls -l ${shellWord(path)}\`; or remove that file, and run ` +
         "`tidemark vault keys enroll` with the private key or passphrase at hand",
       detail: { path },
       cause: error,

@@ -19,7 +19,9 @@
  *
  * Invariant: while a claim stands, no new writer makes a point of the disk at any other place.
  */
-import { hasCode, TidemarkError } from "../../errors.ts";
+import { realpath } from "node:fs/promises";
+import { hasCode, systemCode, TidemarkError } from "../../errors.ts";
+import { shellWord } from "../../shell-word.ts";
 import { documentBytesMax } from "../format/documents.ts";
 import { claimName } from "../format/names.ts";
 import { type ClaimDocument, type ClaimedPlace, type DisableReason, decodeClaim, encodeClaim } from "../format/run.ts";
@@ -172,12 +174,26 @@ export async function refuseClaimed(place: ClaimPlace, path: string): Promise<vo
   refuseDisabled(claim);
   const { run, place: settled } = claim;
   if (settled === null) throw claimed(place.disk, run);
-  if (settled.path === path && settled.host === (await identifyProcess()).host) return;
+  if (settled.host === (await identifyProcess()).host && (await isSamePlace(settled.path, path))) return;
   throw new TidemarkError(
     "WRITER_ACTIVE",
     `disk ${JSON.stringify(place.disk)} was failed over to ${settled.path} on ${settled.host} by run ${settled.run}`,
     { remedy: "replicate it from there, or fail it over again", detail: { disk: place.disk, run: settled.run } },
   );
+}
+
+/** Whether two paths name one place. The link that names a device outlives the device's number. */
+export async function isSamePlace(one: string, other: string): Promise<boolean> {
+  return one === other || (await resolved(one)) === (await resolved(other));
+}
+
+async function resolved(path: string): Promise<string> {
+  try {
+    return await realpath(path);
+  } catch (error) {
+    if (systemCode(error) === undefined) throw error;
+    return path;
+  }
 }
 
 /**
@@ -201,21 +217,21 @@ function refuseDisabled({ disk, disabled }: ClaimDocument): void {
     const to = disabled.renamedTo;
     throw new TidemarkError("WRITER_ACTIVE", `disk ${JSON.stringify(disk)} is being renamed to ${JSON.stringify(to)}`, {
       remedy:
-        `go on with \`tidemark disks rename --disk ${disk} --to ${to}\`, ` +
-        `or keep the name with \`tidemark disks enable --disk ${disk}\``,
+        `go on with \`tidemark disks rename --disk ${shellWord(disk)} --to ${shellWord(to)}\`, ` +
+        `or keep the name with \`tidemark disks enable --disk ${shellWord(disk)}\``,
       detail: { disk },
     });
   }
   throw new TidemarkError(
     "WRITER_ACTIVE",
     `the protection of disk ${JSON.stringify(disk)} was disabled (${disabled.reason})`,
-    { remedy: `protect it again with \`tidemark disks enable --disk ${disk}\``, detail: { disk } },
+    { remedy: `protect it again with \`tidemark disks enable --disk ${shellWord(disk)}\``, detail: { disk } },
   );
 }
 
 function claimed(disk: string, run: string | null, cause?: unknown): TidemarkError {
   return new TidemarkError("WRITER_ACTIVE", `disk ${JSON.stringify(disk)} is failed over: run ${run} has it`, {
-    remedy: `\`tidemark failover show ${run}\` says what can be done; \`tidemark failover cancel ${run}\` brings back the state before`,
+    remedy: `\`tidemark failover show ${run}\` says what can be done`,
     detail: { disk, ...(run === null ? {} : { run }) },
     cause,
   });

@@ -10,6 +10,7 @@
  */
 
 import { isGone, isUnreadable, TidemarkError, throwIfAborted } from "../../errors.ts";
+import { shellWord } from "../../shell-word.ts";
 import { pageAlignmentBytes } from "../../sink.ts";
 import { fromHex } from "../../store/format/checksum.ts";
 import type { HeadDocument, ManifestDocument, PageReference, PointRecord } from "../../store/format/documents.ts";
@@ -91,8 +92,8 @@ function stopsCollection({ disk, sequence }: PlacedPoint, error: TidemarkError):
     `point ${String(sequence)} of disk ${name} cannot be read, so it is not known what it needs: ${error.message}`,
     {
       remedy:
-        `run \`tidemark verify --disk ${name} --heal --source IMAGE\` with a copy that still has the content, ` +
-        `or drop the point with \`tidemark prune --disk ${name} --policy POLICY\``,
+        `run \`tidemark verify --disk ${shellWord(disk)} --heal --source IMAGE\` with a copy that still has the content, ` +
+        `or drop the point with \`tidemark prune --disk ${shellWord(disk)} --policy POLICY\``,
       detail: { ...error.detail, disk, sequence },
       cause: error,
     },

@@ -17,6 +17,7 @@ import { watchedStore } from "../../disk/source/head-watch.ts";
 import { hasCode, TidemarkError } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
+import { shellWord } from "../../shell-word.ts";
 import type { HeadDocument } from "../../store/format/documents.ts";
 import { condemnedName, provedName, sidecarPrefix } from "../../store/format/names.ts";
 import { diskNotFound, readHead } from "../../store/points/head.ts";
@@ -185,7 +186,7 @@ function pointHeld(disk: string, { kind, disk: holder, sequence }: Keeper, more:
     {
       remedy:
         kind === "pin"
-          ? `run \`tidemark points unpin --disk ${holder} --point ${String(sequence)}\``
+          ? `run \`tidemark points unpin --disk ${shellWord(holder)} --point ${String(sequence)}\``
           : "end what reads it, such as `tidemark mount`; a process that was killed reads for 60 s more",
       detail: { disk: holder, sequence },
     },

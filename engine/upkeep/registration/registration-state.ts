@@ -11,6 +11,7 @@ import path from "node:path";
 import { inStateFolder, keepWriterKey } from "../../disk/source/local-state.ts";
 import { makeFolders, readPlain, replacePlain } from "../../disk/source/plain-file.ts";
 import { systemCode, TidemarkError } from "../../errors.ts";
+import { shellWord } from "../../shell-word.ts";
 import { checksum, openChecksum, toHex } from "../../store/format/checksum.ts";
 import { documentBytesMax } from "../../store/format/documents.ts";
 import { hex32 } from "../../store/format/fields.ts";
@@ -29,7 +30,7 @@ async function readMachine(stateFolder: string): Promise<string> {
     const machine = (await readPlain(file, 64)).toString("latin1").trim();
     if (hex32.test(machine)) return machine;
     throw new TidemarkError("DAMAGED", `${file} does not hold the id of this machine`, {
-      remedy: `remove it with \`rm ${file}\`, run \`tidemark agents remove NAME\`, and register the machine again`,
+      remedy: `remove it with \`rm ${shellWord(file)}\`, run \`tidemark agents remove NAME\`, and register the machine again`,
     });
   } catch (error) {
     if (systemCode(error) !== "ENOENT") throw error;

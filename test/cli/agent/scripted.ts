@@ -128,6 +128,7 @@ export class ScriptedProtection implements ProtectionPort {
       churnBytesPerSecond: 2048,
       uploadBytesPerSecond: 1024,
       backlogBytes: 512,
+      points: this.#sequence,
       pointsCommitted: this.#sequence,
       latest: this.#sequence === 0 ? null : pointOf(this.disk.name, this.#sequence),
       barrier: { lastMs: 4, maxMs: 9 },

@@ -29,6 +29,7 @@ function diskOf(
     churnBytesPerSecond: churn,
     uploadBytesPerSecond: 0,
     backlogBytes: 0,
+    points: 1,
     pointsCommitted: 1,
     latest: null,
     lastPrune: null,

@@ -1,5 +1,5 @@
 /** The way back from and to the places that disks have: agents, groups, devices and instant targets. */
-import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { mkdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, beforeEach, expect, onTestFinished, test } from "vitest";
 import { FileVolume } from "../../../engine/disk/source/file-volume.ts";
@@ -195,6 +195,50 @@ test("a block device gets what differs, and is then the disk and no replica", as
   await vault.failovers.commit({ run: back.run });
   await expectCode(vault.replicas.run(replica), "TARGET_IS_SOURCE");
   expect(await vault.replicas.list()).toEqual([]);
+});
+
+test("a device keeps the name that it was given, and is one place under all its names", async ({ skip }) => {
+  writeFileSync(path("web.img"), sampleDisk(diskBytes, 1).bytes);
+  writeFileSync(path("backing"), Buffer.alloc(diskBytes));
+  const loop = attachLoop(path("backing"));
+  if ("reason" in loop) return skip(loop.reason);
+  onTestFinished(() => loop.detach());
+  symlinkSync(loop.path, path("link"));
+  const image = await FileVolume.open(path("web.img"));
+  await vault.replicate({ disk: "large", volume: sampleDisk(2 * diskBytes, 5) });
+  const tooSmall = vault.failovers.start({ kind: "test", disks: ["large"], to: `device:${loop.path}` });
+  await expectCode(tooSmall, "TARGET_TOO_SMALL");
+  // The run has not written the device: its content may not be deleted.
+  const [failed] = await vault.failovers.list();
+  expect(await vault.failovers.cleanup({ run: failed?.run ?? "" })).toMatchObject({ state: "None", mayBeDeleted: [] });
+  for (const disk of ["web", "other"]) await vault.replicate({ disk, volume: image });
+  await image.close();
+  const { run } = await vault.failovers.start({
+    kind: "planned",
+    disks: ["web"],
+    to: `device:${path("link")}`,
+    source: { kind: "image", path: path("web.img") },
+  });
+  const onIt = { disks: ["other"], to: `device:${loop.path}` } as const;
+  const refused = async (): Promise<void> => {
+    await expectCode(vault.failovers.start({ kind: "test", ...onIt }), "TARGET_EXISTS");
+    await expectCode(vault.replicas.run({ disk: "other", to: onIt.to, once: true }), "TARGET_EXISTS");
+  };
+  await refused();
+  await vault.failovers.commit({ run });
+  await refused();
+  await vault.failovers.reprotect({ run });
+  await refused();
+  for (const name of ["link", loop.path]) {
+    const volume = await FileVolume.open(name === "link" ? path(name) : name);
+    await vault.replicate({ disk: "web", volume });
+    await volume.close();
+    await expectCode(vault.failovers.failback({ run, to: [volume.description] }), "TARGET_IS_SOURCE");
+  }
+  const back = await vault.failovers.failback({ run, to: [path("web.img")] });
+  await vault.failovers.commit({ run: back.run });
+  await vault.failovers.reprotect({ run: back.run });
+  expect(await vault.failovers.start({ kind: "test", ...onIt })).toMatchObject({ state: "TestFailoverCompleted" });
 });
 
 async function contentOfDevice(name: string): Promise<Buffer> {

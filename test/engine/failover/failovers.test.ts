@@ -2,14 +2,24 @@
  * Tests, failovers and their ends, on a model disk: what the targets hold, what is left, and who may
  * write when.
  */
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, unlinkSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmdirSync,
+  unlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from "vitest";
 import { FileVolume } from "../../../engine/disk/source/file-volume.ts";
-import type { TidemarkError } from "../../../engine/errors.ts";
+import { TidemarkError } from "../../../engine/errors.ts";
 import type { SourceSite } from "../../../engine/failover/source.ts";
 import type { Notice } from "../../../engine/notice.ts";
 import { Group } from "../../../engine/replication/protection/groups.ts";
+import { runObjectName } from "../../../engine/store/format/names.ts";
 import type { Vault } from "../../../engine/vault.ts";
 import { MemorySink, type MemorySnapshot, MemoryStore } from "../../../sink/memory.ts";
 import { closeModelVaults, contentOf, type ModelDisk, openModelVault, sampleDisk, scribble } from "../../model-disk.ts";
@@ -149,6 +159,50 @@ describe("a test", () => {
     expect(readFileSync(path("mine.img"), "utf8")).toBe("precious");
   });
 
+  test("that the store has forgotten is named by its mark, with the command that removes what it made", async () => {
+    const { run } = await vault.failovers.start({ kind: "test", disks: ["web"], to: `file:${path("t.img")}` });
+    const again = async (): Promise<unknown> =>
+      await vault.failovers
+        .start({ kind: "test", disks: ["web"], to: `file:${path("t.img")}` })
+        .catch((error: unknown) => error);
+    expect(await again()).toMatchObject({ code: "TARGET_EXISTS", message: expect.stringContaining(run) as unknown });
+    await new MemorySink({ store: memory }).deleteObject(runObjectName(run));
+    expect(await again()).toMatchObject({
+      code: "TARGET_EXISTS",
+      message: expect.stringContaining(`run ${run}, which this vault does not hold`) as unknown,
+      remedy: expect.stringContaining(`\`rm -r ${path("t.img")} ${path("t.img.tidemark-run")}\``) as unknown,
+    });
+  });
+
+  test("whose target was away during its cleanup has its mark explained afterwards", async () => {
+    mkdirSync(path("usb"));
+    const to = `file:${path("usb/t.img")}`;
+    const { run } = await vault.failovers.start({ kind: "test", disks: ["web"], to });
+    renameSync(path("usb"), path("away"));
+    mkdirSync(path("usb"));
+    await vault.failovers.cleanup({ run });
+    rmdirSync(path("usb"));
+    renameSync(path("away"), path("usb"));
+    await expect(vault.failovers.start({ kind: "test", disks: ["web"], to })).rejects.toMatchObject({
+      message: expect.stringContaining(`run ${run}, which has ended`) as unknown,
+      remedy: expect.stringContaining("rm -r") as unknown,
+    });
+  });
+
+  test("whose target cannot be looked at hides no other run, and is not over before that is seen", async () => {
+    mkdirSync(path("usb"));
+    const { run } = await vault.failovers.start({ kind: "test", disks: ["web"], to: `file:${path("usb/t.img")}` });
+    renameSync(path("usb"), path("away"));
+    writeFileSync(path("usb"), "");
+    const [shown] = await vault.failovers.list();
+    expect(shown?.leftovers).toEqual([expect.stringMatching(/^file:.*t\.img: cannot look at .*ENOTDIR/)]);
+    await expectCode(vault.failovers.cleanup({ run }), "TARGET_FAILED");
+    unlinkSync(path("usb"));
+    renameSync(path("away"), path("usb"));
+    expect(await vault.failovers.cleanup({ run })).toMatchObject({ state: "None" });
+    expect(readdirSync(path("usb"))).toEqual([]);
+  });
+
   test("whose target cannot be removed stays red until it can", async () => {
     const done = await vault.failovers.start({ kind: "test", disks: ["web"], to: `file:${path("t.img")}` });
     // Another program puts something in place of the image that cannot be deleted as a file.
@@ -209,6 +263,15 @@ describe("an unplanned failover", () => {
     expect(readFileSync(image).equals(contents[0] ?? Buffer.alloc(0))).toBe(true);
   });
 
+  test("whose target is gone is not committed, and can be made anew", async () => {
+    const { run } = await unplanned(`file:${path("t.img")}`);
+    for (const name of ["t.img", "t.img.tidemark-run"]) unlinkSync(path(name));
+    await expectCode(vault.failovers.commit({ run }), "TARGET_FAILED");
+    await vault.failovers.changePoint({ run, point: "latest" });
+    expect(await vault.failovers.commit({ run })).toMatchObject({ state: "CommitFailoverCompleted" });
+    expect(readFileSync(path("t.img")).equals(contents[2] ?? Buffer.alloc(0))).toBe(true);
+  });
+
   test("that is committed hands the target over, and leaves no way back", async () => {
     const done = await unplanned(`file:${path("web.img")}`, "1");
     const committed = await vault.failovers.commit({ run: done.run, discardPoints: true });
@@ -242,6 +305,22 @@ describe("an unplanned failover", () => {
     const [made] = run?.jobs[0]?.tasks ?? [];
     expect(made?.progress?.totalBytes).toBeGreaterThan(500_000);
     expect(made?.progress?.doneBytes).toBe(made?.progress?.totalBytes);
+  });
+
+  test("whose store goes away names itself in the error", async () => {
+    const { run } = await unplanned(`file:${path("t.img")}`);
+    const put: MemorySink["putObject"] = Reflect.get(MemorySink.prototype, "putObject");
+    let swaps = 0;
+    vi.spyOn(MemorySink.prototype, "putObject").mockImplementation(async function (this: MemorySink, ...call) {
+      if (call[0].startsWith("failover/runs/")) swaps += 1;
+      if (swaps > 1) throw new TidemarkError("STORE_UNREACHABLE", "the store is away");
+      return await put.apply(this, call);
+    });
+    await expect(vault.failovers.cancel({ run })).rejects.toMatchObject({
+      code: "STORE_UNREACHABLE",
+      message: `run ${run}: the store is away`,
+      remedy: expect.stringContaining(`tidemark jobs resume ${run}`) as unknown,
+    });
   });
 
   test("goes on where its source does not answer, and says so", async () => {
@@ -379,10 +458,10 @@ describe("a disk that has moved", () => {
     const run = await unplanned(`vhd:${path("web.vhd")}`);
     await vault.failovers.commit({ run: run.run });
     await expectCode(vault.failovers.reprotect({ run: run.run }), "UNSUPPORTED");
-    expect(await vault.failovers.show(run.run)).toMatchObject({
-      state: "ReprotectFailed",
-      allowedOperations: ["ReverseReplicate", "Resume"],
-    });
+    // That changes nothing, and the failover can be ended, also when the target has been moved.
+    expect(await vault.failovers.show(run.run)).toMatchObject({ state: "CommitFailoverCompleted" });
+    renameSync(path("web.vhd"), path("mine.vhd"));
+    expect(await vault.failovers.completeMigration({ run: run.run })).toMatchObject({ state: "MarkedForDeletion" });
   });
 });
 

@@ -2,13 +2,17 @@
  * Runs with instant targets, on a model disk: served as the point at once, by one process at a time,
  * tracked from the first write on, and gone without a trace when they are given up.
  */
-import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, onTestFinished, test } from "vitest";
+import { setTimeout as delay } from "node:timers/promises";
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, onTestFinished, test, vi } from "vitest";
 import { parseListen } from "../../../engine/disk/nbd/address.ts";
 import { command } from "../../../engine/disk/nbd/protocol.ts";
 import type { ServedRun } from "../../../engine/failover/served-run.ts";
 import { granuleBytes } from "../../../engine/limits.ts";
+import type { Notice } from "../../../engine/notice.ts";
+import { runObjectName } from "../../../engine/store/format/names.ts";
+import { servedRunTiming } from "../../../engine/timing.ts";
 import type { Vault } from "../../../engine/vault.ts";
 import { MemorySink, type MemorySnapshot, MemoryStore } from "../../../sink/memory.ts";
 import { closeModelVaults, type ModelDisk, openModelVault, sampleDisk, scribble } from "../../model-disk.ts";
@@ -102,6 +106,31 @@ async function newest(name: string): Promise<Buffer> {
   await vault.materialize({ disk: name, point: String(sequence), to });
   return readFileSync(to);
 }
+
+test("a served run that the store has forgotten says so once, and what is to be done", async () => {
+  vi.spyOn(servedRunTiming, "lookMs", "get").mockReturnValue(10);
+  onTestFinished(() => void vi.restoreAllMocks());
+  const run = await unplanned();
+  const notices: Notice[] = [];
+  await using served = await vault.failovers.serve({ run, onNotice: (notice) => notices.push(notice) });
+  expect(served.disks).toHaveLength(1);
+  await sink.deleteObject(runObjectName(run));
+  await vi.waitFor(() => expect(notices).toHaveLength(1), 10_000);
+  await delay(50);
+  expect(notices).toEqual([
+    { code: "RUN_FORGOTTEN", message: expect.stringContaining(`replicate ${path("t.img")} --disk web`) as unknown },
+  ]);
+});
+
+test("a run whose address is in use names itself in the error", async () => {
+  const run = await unplanned();
+  writeFileSync(socket(), "");
+  const serving = vault.failovers.serve({ run });
+  await expect(serving).rejects.toMatchObject({
+    message: expect.stringContaining(`run ${run}: cannot listen on`) as unknown,
+    remedy: expect.stringContaining(`tidemark jobs resume ${run}`) as unknown,
+  });
+});
 
 describe("a test to an instant target", () => {
   test("is served while its check runs, then until it is stopped, keeps what was flushed, and leaves nothing", async () => {
@@ -243,6 +272,8 @@ test("an address is unix:PATH or tcp:HOST:PORT with a port that stays", async ()
     "instant:x,image=y",
   ])
     await expectCode(vault.failovers.start({ kind: "test", disks: ["web"], to }), "INVALID_ARGUMENT");
+  const nowhere = { kind: "test", disks: ["web"], to: `instant:unix:${path("none/nbd.sock")}` } as const;
+  await expectCode(vault.failovers.start(nowhere), "TARGET_FAILED");
   expect(await vault.failovers.list()).toEqual([]);
   expect(parseListen("unix:a", "/b")).toEqual({ kind: "unix", path: "/b/a" });
 });

@@ -326,6 +326,17 @@ test("a block device is written over, follows its disk, and stays when the repli
   }
 });
 
+test("a device that is gone hides no other replica", async ({ skip }) => {
+  writeFileSync(join(folder, "backing"), Buffer.alloc(262_144, 5));
+  const loop = attachLoop(join(folder, "backing"));
+  if ("reason" in loop) return skip(loop.reason);
+  await apply(`device:${loop.path}`);
+  loop.detach();
+  await apply(vhd());
+  const states = Object.fromEntries((await vault.replicas.list()).map(({ target, state }) => [target, state]));
+  expect(states).toEqual({ [`device:${loop.path}`]: "missing", [vhd()]: "current" });
+});
+
 test("a target at which the disk itself is written by now is left alone", async () => {
   await apply(file());
   const place = { store: await modelStore(plainSink()), vault: vault.id, disk: "web" };

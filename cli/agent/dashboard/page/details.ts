@@ -210,7 +210,7 @@ function factsOf(status: DiskStatus): readonly (readonly [string, string])[] {
     ["Backlog", formatBytes(status.backlogBytes)],
     ["Old content kept", formatBytes(status.preservedBytes)],
     ["Barrier", `${age(barrier.lastMs)}, at most ${age(barrier.maxMs)}`],
-    ["Points by this agent", formatCount(status.pointsCommitted)],
+    ["Points", status.points === null ? "–" : formatCount(status.points)],
     [
       "Last prune",
       lastPrune === null

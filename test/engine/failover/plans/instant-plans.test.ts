@@ -133,7 +133,7 @@ test("other points are served anew, and a folder that is missing is refused befo
   await vault.replicate({ disk: "web", volume: disks.get("web") as ModelDisk });
   const nowhere = instant({ target: `instant:unix:${join(folder, "none")}` });
   await expect(vault.plans.start({ plan: nowhere, kind: "test", serve })).rejects.toMatchObject({
-    code: "INVALID_ARGUMENT",
+    code: "TARGET_FAILED",
   });
   expect(existsSync(join(folder, "none"))).toBe(false);
   for (const target of ["instant:tcp:127.0.0.1:1", `instant:unix:${folder},image=/x`])

@@ -195,8 +195,9 @@ describe("a run that cannot begin", () => {
     await expectCode(vault.plans.start({ plan: { ...plan, machines }, kind: "test" }), "DISK_NOT_FOUND");
     expect(await vault.plans.list()).toEqual([]);
     expect(await vault.failovers.list()).toEqual([]);
-    for (const to of ["file:x.img", "instant:unix:x.sock", "nonsense"])
+    for (const to of ["file:x.img", "nonsense"])
       await expectCode(vault.plans.start({ plan, kind: "test", to }), "INVALID_ARGUMENT");
+    await expectCode(vault.plans.start({ plan, kind: "test", to: "instant:unix:x.sock" }), "TARGET_FAILED");
     for (const point of ["2", "0".repeat(32)])
       await expectCode(vault.plans.start({ plan, kind: "test", point }), "INVALID_ARGUMENT");
     await expectCode(vault.plans.start({ plan, kind: "test", to: "replica" }), "INVALID_ARGUMENT");

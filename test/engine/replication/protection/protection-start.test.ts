@@ -295,6 +295,17 @@ describe("the end", () => {
   });
 });
 
+describe("points", () => {
+  test("are those that the vault lists, also after a restart", async () => {
+    await beginWith(100_000);
+    await machine.restart();
+    await disk.start();
+    await disk.point();
+    const listed = await committedPoints(machine.plain, disk.name);
+    expect(disk.status).toMatchObject({ points: listed.length, pointsCommitted: 1 });
+  });
+});
+
 describe("a pause", () => {
   test("takes no points until it ends, and what was asked for meanwhile is then answered", async () => {
     await beginWith(100_000);
