@@ -256,14 +256,7 @@ async function inFreshVault(
 /** Lends a part of the store in which nothing is, and empties it again. */
 async function inFreshPlace(store: Sink, work: (sink: NestedSink) => Promise<void>): Promise<void> {
   const sink = new NestedSink(store, `bench-${randomUUID()}/`);
-  const [outcome] = await Promise.allSettled([work(sink)]);
-  try {
-    await sink.removeAll();
-  } catch (error) {
-    // What ended the work says more than what then went wrong while it was put away.
-    if (outcome.status === "fulfilled") throw error;
-  }
-  if (outcome.status === "rejected") throw outcome.reason;
+  await sink.emptiedAfter(async () => await work(sink));
 }
 
 /** One cycle as the command line runs it: the vault is opened for it, or created. */

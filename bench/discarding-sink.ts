@@ -3,7 +3,7 @@
  * own work. It keeps plain objects in memory, and of pages how far they were written, because a
  * cycle asks for that before it commits.
  */
-import type { CallOptions, ListedObject, PagesStat } from "../engine/index.ts";
+import type { CallOptions, ListedObject, PagesStat, Written } from "../engine/index.ts";
 import { TidemarkError } from "../engine/index.ts";
 import { MemorySink } from "../sink/testing.ts";
 
@@ -30,14 +30,14 @@ export class DiscardingSink extends MemorySink {
     sizeBytes: number,
     sequenceNumber: number,
     options?: CallOptions,
-  ): Promise<{ readonly etag: string }> {
+  ): Promise<Written> {
     const { etag } = await super.createPages(name, sizeBytes, sequenceNumber, options);
     this.#pages.set(name, { etag, writtenBytes: 0 });
     return { etag };
   }
 
   /** Fences are not checked: the store has one user. */
-  override async writePages(name: string, offset: number, bytes: Uint8Array): Promise<{ readonly etag: string }> {
+  override async writePages(name: string, offset: number, bytes: Uint8Array): Promise<Written> {
     const pages = this.#changed(name);
     pages.writtenBytes = Math.max(pages.writtenBytes, offset + bytes.length);
     this.#discardedBytes += bytes.length;

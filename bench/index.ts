@@ -15,7 +15,7 @@ import type { BenchReport } from "./report.ts";
 import type { SuiteOutcome, WrittenSuiteOptions } from "./suite/written-suite.ts";
 
 export type { BenchKind } from "./kinds.ts";
-export { benchKinds, keepKinds, liveKinds } from "./kinds.ts";
+export { benchKinds, cases, isStoreless } from "./kinds.ts";
 export type { StoreAddress } from "./live/orders.ts";
 export type { BenchOptions } from "./options.ts";
 export type { BenchReport } from "./report.ts";

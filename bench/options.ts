@@ -4,16 +4,11 @@ import type { Sink } from "../engine/index.ts";
 import { systemCode, TidemarkError } from "../engine/index.ts";
 import { workersDefault } from "../engine/internal.ts";
 import { imageFactsOf } from "./image.ts";
-import { type BenchKind, keepKinds, liveKinds } from "./kinds.ts";
+import { type BenchKind, cases } from "./kinds.ts";
 import type { StoreAddress } from "./live/orders.ts";
 import { size } from "./quantities.ts";
 import { type MarkOf, marksOf, readTargets } from "./targets.ts";
 import { Trace } from "./trace.ts";
-
-/** The kinds for which a disk is made where no image is given, or always. */
-const imagelessKinds: readonly BenchKind[] = ["kernels", "start", "size", "disks", ...liveKinds, ...keepKinds];
-/** The kinds of which a part is done by a process of its own. */
-const sharedKinds: readonly BenchKind[] = [...liveKinds, "mount", "instant", "collect", "peers"];
 
 /** What is being measured now. */
 export interface BenchProgress {
@@ -23,12 +18,10 @@ export interface BenchProgress {
   readonly runs: number;
 }
 
+/** Defaults that differ from case to case stand in `cases`. */
 export interface BenchOptions {
   readonly kind: BenchKind;
-  /**
-   * Path of the disk image; needed by `initial`, `scattered`, `restore` and `pipeline`. It is read,
-   * never written to: `front`, `burst` and `mount` copy it.
-   */
+  /** Path of a disk image. It is read, never written to. */
   readonly image?: string | undefined;
   /** How often each step is measured, 1 to 100; medians are reported. Default: 1. */
   readonly runs?: number | undefined;
@@ -44,12 +37,9 @@ export interface BenchOptions {
    * judged. Default: false.
    */
   readonly isSmall?: boolean | undefined;
-  /**
-   * `initial`: bring the point back and compare it with the image. Default: false. `restore` always
-   * does.
-   */
+  /** `initial`: bring the point back and compare it with the image. Default: false. */
   readonly check?: boolean | undefined;
-  /** Writes of 4 KiB that `scattered`, `burst`, `size`, `disks` and `peers` make. Default: 20,000; `disks`: 102,400. */
+  /** Random writes of 4 KiB. */
   readonly scatterWrites?: number | undefined;
   /** Seed of everything that is random, 1 to 2³²-1. Default: 7. */
   readonly seed?: number | undefined;
@@ -64,47 +54,32 @@ export interface BenchOptions {
    * processor's own cache.
    */
   readonly indexEntries?: number | undefined;
-  /**
-   * `front`, each pattern; `mount`, the random reads; `instant`, the longest load; `churn`, the load;
-   * `restart`, the load before the kill; `collect`, the load before the collection: in seconds, 0.1 to
-   * 604,800. Defaults: 2, 3, 20, 60, 5, 60.
-   */
+  /** Length of the load, or of each load, 0.1 to 604,800. */
   readonly seconds?: number | undefined;
-  /** `churn`, `soak`, `collect`: bytes written a second, from 1 MB (10⁶ bytes). Defaults: 100, 20, 20 MB. */
+  /** Bytes written a second, from 1 MB (10⁶ bytes). */
   readonly bytesPerSecond?: number | undefined;
   /** `churn`: look for the highest rate that holds. Default: false. */
   readonly findLimit?: boolean | undefined;
-  /** `churn`, `restart`, `collect`: time between points in ms. Default: 5,000. */
+  /** Time between points in ms. Default: 5,000. */
   readonly cycleMs?: number | undefined;
-  /**
-   * Size of the disk that a case makes, from 16 MiB. Defaults: 1 GiB for `front`, 8 GiB for `burst`
-   * and `churn`, 1 GiB for `collect`, 1 TiB for `restart`, `mount`, `instant`, `failover`,
-   * `copy`, `prune` and `open`.
-   */
+  /** Size of the disk that a case makes, from 16 MiB. */
   readonly diskBytes?: number | undefined;
-  /**
-   * `restart`, `mount`, `instant`, `failover`, `copy`, `prune`, `open`: the part of the disk that is written,
-   * from 16 MiB. Default: 1 GiB, for `failover` 2 GiB.
-   */
+  /** The part of that disk that is written, from 16 MiB. Default: at most the disk. */
   readonly hotBytes?: number | undefined;
   /** `front`: cuts that are made with 32 writes in flight, as many as 30 s allow. Default: 100. */
   readonly cuts?: number | undefined;
-  /** `prune`, `open`: points of the chain, 8 to 1,000,000. Defaults: 1,000 and 5,000. */
+  /** Points of the chain, 8 to 1,000,000. */
   readonly points?: number | undefined;
   /**
    * `collect`: bytes that are dead before the collection, from 16 MiB. Default: 10 GB, or as many
    * as there is room for.
    */
   readonly deadBytes?: number | undefined;
-  /**
-   * The live cases, `mount`, `instant` and `collect`: the store that `openVaultSink` opens, as another process
-   * opens it.
-   */
+  /** For shared cases: the store that `openVaultSink` opens, as another process opens it. */
   readonly storeAddress?: StoreAddress | undefined;
   /**
-   * Opens the store for all cases but `pipeline` and `kernels`; called once, before any clock
-   * starts. The benchmark works under a prefix of its own in that store, removes what it wrote and
-   * disposes of the sink.
+   * Opens the store for all cases that have one; called once, before any clock starts. The benchmark
+   * works under a prefix of its own in that store, removes what it wrote and disposes of the sink.
    */
   readonly openVaultSink: () => Promise<Sink>;
   /**
@@ -124,104 +99,57 @@ export interface PeerTime {
   readonly seconds: number;
 }
 
+/** Options that have a value. */
+type Given<Name extends keyof BenchOptions> = { readonly [Each in Name]-?: NonNullable<BenchOptions[Each]> };
+
 /** Options with their defaults, proved to be possible. */
-export interface BenchConfig {
-  readonly kind: BenchKind;
+export interface BenchConfig
+  extends Given<"kind" | "runs" | "check" | "scatterWrites" | "seed" | "workers" | "kernelMs" | "indexEntries">,
+    Pick<BenchOptions, "temporaryFolder" | "lanes" | "signal"> {
   /** Empty where none is given. */
   readonly image: string;
-  readonly runs: number;
-  readonly check: boolean;
-  readonly scatterWrites: number;
-  readonly seed: number;
-  readonly workers: number;
-  readonly lanes: number | undefined;
-  readonly kernelMs: number;
-  readonly indexEntries: number;
   readonly peers: readonly PeerTime[];
   /** Makes a mark of this case, with its target. */
   readonly mark: MarkOf;
   /** Takes up what is reported besides steps and counts. */
   readonly trace: Trace;
-  readonly live: LiveConfig;
-  readonly keep: KeepConfig;
-  readonly temporaryFolder: string;
+  /** What is read by the cases of live disks and of points that last. */
+  readonly live: Given<
+    | "seconds"
+    | "bytesPerSecond"
+    | "findLimit"
+    | "cycleMs"
+    | "diskBytes"
+    | "hotBytes"
+    | "cuts"
+    | "storeAddress"
+    | "points"
+  > &
+    Pick<BenchOptions, "deadBytes">;
   /**
    * Announces a step and ends the benchmark there when it has been interrupted. `run` counts from
    * 0.
    */
   readonly begin: (step: string, run?: number) => void;
-  readonly signal: AbortSignal | undefined;
-}
-
-/** What is read by the cases of live disks and of points that last. */
-export interface LiveConfig {
-  readonly seconds: number;
-  readonly bytesPerSecond: number;
-  readonly findLimit: boolean;
-  readonly cycleMs: number;
-  readonly diskBytes: number;
-  readonly hotBytes: number;
-  readonly cuts: number;
-  readonly storeAddress: StoreAddress;
-}
-
-/** What is read by the cases of points that last alone. */
-export interface KeepConfig {
-  readonly points: number;
-  /** Undefined: as the room allows. */
-  readonly deadBytes: number | undefined;
 }
 
 const megabyte = 1_000_000;
-const gibibyte = 2 ** 30;
+const tebibyte = 2 ** 40;
 const imageBytesMin = 2 ** 20;
 const diskBytesMin = 16 * 2 ** 20;
-const secondsDefaults: Readonly<Partial<Record<BenchKind, number>>> = {
-  front: 2,
-  churn: 60,
-  restart: 5,
-  soak: 3_600,
-  mount: 3,
-  instant: 20,
-  collect: 60,
-};
-const diskBytesDefaults: Readonly<Partial<Record<BenchKind, number>>> = {
-  front: gibibyte,
-  soak: gibibyte,
-  collect: gibibyte,
-  restart: 1024 * gibibyte,
-  mount: 1024 * gibibyte,
-  instant: 1024 * gibibyte,
-  failover: 1024 * gibibyte,
-  copy: 1024 * gibibyte,
-  prune: 1024 * gibibyte,
-  open: 1024 * gibibyte,
-};
 
 /**
  * Errors: INVALID_ARGUMENT with every fault at once, and what reading the peers' file ended with.
  */
 export async function resolveOptions(options: BenchOptions, temporaryFolder: string): Promise<BenchConfig> {
-  const {
-    kind,
-    image = "",
-    runs = 1,
-    check = false,
-    scatterWrites = kind === "disks" ? 102_400 : 20_000,
-    seed = 7,
-    workers = workersDefault,
-  } = options;
-  const { kernelMs = 1_000, indexEntries = 1_048_576, signal, onProgress } = options;
-  const {
-    findLimit = false,
-    bytesPerSecond = (kind === "soak" || kind === "collect" ? 20 : 100) * megabyte,
-    cycleMs = 5_000,
-    cuts = 100,
-    storeAddress,
-  } = options;
-  const { seconds = secondsDefaults[kind] ?? 1, diskBytes = diskBytesDefaults[kind] ?? 8 * gibibyte } = options;
-  const { hotBytes = Math.min((kind === "failover" ? 2 : 1) * gibibyte, diskBytes) } = options;
-  const { points = kind === "open" ? 5_000 : 1_000, deadBytes } = options;
+  const { kind, image = "", runs = 1, check = false, seed = 7, workers = workersDefault, lanes, signal } = options;
+  const { kernelMs = 1_000, indexEntries = 1_048_576, onProgress } = options;
+  const traits = cases[kind];
+  const { scatterWrites = traits.writes ?? 20_000, seconds = traits.seconds ?? 1, findLimit = false } = options;
+  const { bytesPerSecond = traits.bytesPerSecond ?? 100 * megabyte, cycleMs = 5_000, cuts = 100 } = options;
+  const { diskBytes = traits.diskBytes ?? tebibyte } = options;
+  const { hotBytes = Math.min(traits.hotBytes ?? diskBytes, diskBytes) } = options;
+  const { points = traits.points ?? 1_000, deadBytes, storeAddress } = options;
   const faults: string[] = [];
   const whole = (value: number, what: string, least: number, most: number, shown: (of: number) => string): void => {
     if (!Number.isInteger(value) || value < least || value > most)
@@ -231,7 +159,7 @@ export async function resolveOptions(options: BenchOptions, temporaryFolder: str
     whole(value, what, least, most, String);
   const bytes = (value: number, what: string, least: number, most: number): void =>
     whole(value, what, least, most, size);
-  if (image === "" && !imagelessKinds.includes(kind)) faults.push(`the case ${kind} needs a disk image`);
+  if (image === "" && traits.image === "required") faults.push(`the case ${kind} needs a disk image`);
   count(runs, "number of runs", 1, 100);
   count(scatterWrites, "number of writes", 1, 10_000_000);
   count(seed, "seed", 1, 2 ** 32 - 1);
@@ -241,13 +169,12 @@ export async function resolveOptions(options: BenchOptions, temporaryFolder: str
   if (!(seconds >= 0.1 && seconds <= 604_800)) faults.push(`${seconds} is no number of seconds from 0.1 to 604800`);
   bytes(bytesPerSecond, "rate a second", megabyte, 100_000 * megabyte);
   count(cycleMs, "number of milliseconds between points", 1_000, 3_600_000);
-  bytes(diskBytes, "size of a disk", diskBytesMin, 64 * 1024 * gibibyte);
+  bytes(diskBytes, "size of a disk", diskBytesMin, 64 * tebibyte);
   if (options.hotBytes !== undefined) bytes(hotBytes, "size of what is written", diskBytesMin, diskBytes);
   count(cuts, "number of cuts", 1, 100_000);
   count(points, "number of points", 8, 1_000_000);
-  if (deadBytes !== undefined) bytes(deadBytes, "size of what is dead", diskBytesMin, 64 * 1024 * gibibyte);
-  const isShared = sharedKinds.includes(kind);
-  if (isShared && (storeAddress === undefined || storeAddress.address.startsWith("memory:"))) {
+  if (deadBytes !== undefined) bytes(deadBytes, "size of what is dead", diskBytesMin, 64 * tebibyte);
+  if (traits.isShared === true && (storeAddress === undefined || storeAddress.address.startsWith("memory:"))) {
     faults.push(`the case ${kind} needs a store that another process can open`);
   }
   if (faults.length > 0)
@@ -267,7 +194,7 @@ export async function resolveOptions(options: BenchOptions, temporaryFolder: str
     scatterWrites,
     seed,
     workers,
-    lanes: options.lanes,
+    lanes,
     kernelMs,
     indexEntries,
     peers: options.peerFile === undefined ? [] : await readPeers(options.peerFile),
@@ -282,8 +209,9 @@ export async function resolveOptions(options: BenchOptions, temporaryFolder: str
       hotBytes,
       cuts,
       storeAddress: storeAddress ?? { address: "memory:" },
+      points,
+      deadBytes,
     },
-    keep: { points, deadBytes },
     temporaryFolder,
     begin: (step, run = 0) => {
       if (signal?.aborted === true)

@@ -1,6 +1,7 @@
 /** One case from its options to its report: the folder that it works in, and the store that it is given. */
 import { mkdtemp, rm } from "node:fs/promises";
 import { join } from "node:path";
+import type { Sink } from "../engine/index.ts";
 import { makeFolder } from "../engine/internal.ts";
 import { benchPeers } from "./cost/peers.ts";
 import { benchBlocks, benchLanes, benchScaling } from "./cost/settings.ts";
@@ -15,6 +16,7 @@ import { benchMount } from "./keep/mount.ts";
 import { benchOpen } from "./keep/open.ts";
 import { benchPrune } from "./keep/prune.ts";
 import { benchKernels } from "./kernels.ts";
+import { type BenchKind, isStoreless, type StorelessKind } from "./kinds.ts";
 import { benchBurst } from "./live/burst.ts";
 import { benchChurn } from "./live/churn.ts";
 import { benchFront } from "./live/front.ts";
@@ -34,7 +36,7 @@ export async function runCase(options: BenchOptions): Promise<BenchReport> {
   const folder = await mkdtemp(join(options.temporaryFolder, "bench-"));
   try {
     const config = await resolveOptions(options, folder);
-    const { outcome, store } = await outcomeOf(config, options);
+    const { outcome, store } = await outcomeOf(config, options.openVaultSink);
     return {
       type: "bench",
       case: config.kind,
@@ -51,76 +53,44 @@ export async function runCase(options: BenchOptions): Promise<BenchReport> {
   }
 }
 
-type StoreCase = (
-  config: BenchConfig,
-  store: Awaited<ReturnType<BenchOptions["openVaultSink"]>>,
-) => Promise<CaseOutcome>;
+type StoreCase = (config: BenchConfig, store: Sink) => Promise<CaseOutcome>;
+
+const storeless: Readonly<Record<StorelessKind, (config: BenchConfig) => Promise<CaseOutcome>>> = {
+  kernels: benchKernels,
+  start: benchStart,
+  pipeline: benchPipeline,
+  size: benchSize,
+  disks: benchDisks,
+  blocks: benchBlocks,
+  scaling: benchScaling,
+};
+
+const stored: Readonly<Record<Exclude<BenchKind, StorelessKind>, StoreCase>> = {
+  initial: benchInitial,
+  scattered: benchScattered,
+  restore: benchRestore,
+  front: benchFront,
+  burst: benchBurst,
+  churn: benchChurn,
+  restart: benchRestart,
+  soak: benchSoak,
+  mount: benchMount,
+  instant: benchInstant,
+  failover: benchFailover,
+  copy: benchCopy,
+  prune: benchPrune,
+  open: benchOpen,
+  collect: benchCollect,
+  lanes: benchLanes,
+  peers: benchPeers,
+};
 
 async function outcomeOf(
   config: BenchConfig,
-  options: BenchOptions,
+  openStore: () => Promise<Sink>,
 ): Promise<{ outcome: CaseOutcome; store: string | null }> {
-  switch (config.kind) {
-    case "kernels":
-      return { outcome: await benchKernels(config), store: null };
-    case "pipeline":
-      return { outcome: await benchPipeline(config), store: null };
-    case "start":
-      return { outcome: await benchStart(config), store: null };
-    case "size":
-      return { outcome: await benchSize(config), store: null };
-    case "disks":
-      return { outcome: await benchDisks(config), store: null };
-    case "blocks":
-      return { outcome: await benchBlocks(config), store: null };
-    case "scaling":
-      return { outcome: await benchScaling(config), store: null };
-    case "lanes":
-      return await withStore(config, options, benchLanes);
-    case "peers":
-      return await withStore(config, options, benchPeers);
-    case "initial":
-      return await withStore(config, options, benchInitial);
-    case "scattered":
-      return await withStore(config, options, benchScattered);
-    case "restore":
-      return await withStore(config, options, benchRestore);
-    case "front":
-      return await withStore(config, options, benchFront);
-    case "burst":
-      return await withStore(config, options, benchBurst);
-    case "churn":
-      return await withStore(config, options, benchChurn);
-    case "soak":
-      return await withStore(config, options, benchSoak);
-    case "restart":
-      return await withStore(config, options, benchRestart);
-    case "mount":
-      return await withStore(config, options, benchMount);
-    case "instant":
-      return await withStore(config, options, benchInstant);
-    case "failover":
-      return await withStore(config, options, benchFailover);
-    case "copy":
-      return await withStore(config, options, benchCopy);
-    case "prune":
-      return await withStore(config, options, benchPrune);
-    case "open":
-      return await withStore(config, options, benchOpen);
-    case "collect":
-      return await withStore(config, options, benchCollect);
-  }
-}
-
-async function withStore(
-  config: BenchConfig,
-  options: BenchOptions,
-  run: StoreCase,
-): Promise<{ outcome: CaseOutcome; store: string }> {
-  const store = await options.openVaultSink();
-  try {
-    return { outcome: await run(config, store), store: store.description };
-  } finally {
-    await store[Symbol.asyncDispose]();
-  }
+  const { kind } = config;
+  if (isStoreless(kind)) return { outcome: await storeless[kind](config), store: null };
+  await using store = await openStore();
+  return { outcome: await stored[kind](config, store), store: store.description };
 }

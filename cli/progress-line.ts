@@ -93,23 +93,19 @@ export class ProgressLines {
   }
 
   draw(progress: Progress): void {
-    this.#write(this.#recent.text(progress));
+    this.show(this.#recent.text(progress));
   }
 
   show(text: string): void {
-    this.#write(text);
+    const atMs = performance.now();
+    if (atMs < this.#nextAtMs) return;
+    this.#nextAtMs = atMs + this.#everyMs;
+    this.#stream.writeNews(`${text}\n`);
   }
 
   /** Lines that were written stay. */
   clear(): void {
     return;
-  }
-
-  #write(text: string): void {
-    const atMs = performance.now();
-    if (atMs < this.#nextAtMs) return;
-    this.#nextAtMs = atMs + this.#everyMs;
-    this.#stream.writeNews(`${text}\n`);
   }
 }
 

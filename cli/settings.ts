@@ -11,7 +11,7 @@ import { isAbsolute, join } from "node:path";
 import { type Command, InvalidArgumentError, Option } from "commander";
 import { type Secrets, systemCode, TidemarkError, type VaultOptions } from "../engine/index.ts";
 import type { OpenSinkOptions, ProxyOptions } from "../sink/index.ts";
-import { parseDuration } from "./quantities.ts";
+import { parseBytes, parseDuration, parseRate } from "./quantities.ts";
 import { required } from "./reference/definitions.ts";
 
 export type Environment = Readonly<Record<string, string | undefined>>;
@@ -277,9 +277,23 @@ function proxyFor(address: string, environment: Environment): ProxyOptions | und
   return { url: url.includes("://") ? url : `http://${url}`, bypass, setBy };
 }
 
+/** A flag's size in bytes. Throws commander's InvalidArgumentError. */
+export function byteSize(text: string): number {
+  const bytes = parseBytes(text);
+  if (bytes === undefined) throw new InvalidArgumentError("It is not a size such as 64KiB or 10GB.");
+  return bytes;
+}
+
+/** A flag's rate in bytes a second. Throws commander's InvalidArgumentError. */
+export function byteRate(text: string): number {
+  const bytesPerSecond = parseRate(text);
+  if (bytesPerSecond === undefined) throw new InvalidArgumentError("It is not a rate such as 100MB/s.");
+  return bytesPerSecond;
+}
+
 /** A flag's duration in ms. Throws commander's InvalidArgumentError. */
 export function duration(text: string): number {
   const ms = parseDuration(text);
-  if (ms === undefined || ms === 0) throw new InvalidArgumentError("It is not a duration such as 15m or 24h.");
+  if (ms === undefined || ms === 0) throw new InvalidArgumentError("It is not a duration such as 5s, 15m or 24h.");
   return ms;
 }

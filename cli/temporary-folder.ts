@@ -38,7 +38,5 @@ export class TemporaryFolder implements AsyncDisposable {
     process.off("exit", this.#removeAtExit);
   }
 
-  readonly #removeAtExit = (): void => {
-    rmSync(this.path, atExit);
-  };
+  readonly #removeAtExit = (): void => rmSync(this.path, atExit);
 }

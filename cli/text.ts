@@ -99,7 +99,8 @@ function columnWidths<Row>(columns: readonly Column<Row>[], cells: readonly (rea
   );
 }
 
-function shortened(text: string, width: number): string {
+/** The text, or as much of its beginning as fits. */
+export function shortened(text: string, width: number): string {
   return displayWidth(text) <= width ? text : `${cut(text, width - 1)}…`;
 }
 

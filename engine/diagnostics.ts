@@ -144,9 +144,7 @@ export type DiagnosticEvent = {
  */
 export function subscribeDiagnostics(listener: (diagnostic: DiagnosticEvent) => void): () => void {
   const subscriptions = diagnosticNames.map((name) => {
-    const onMessage = (event: unknown): void => {
-      listener({ name, event } as DiagnosticEvent);
-    };
+    const onMessage = (event: unknown): void => listener({ name, event } as DiagnosticEvent);
     subscribe(`tidemark:${name}`, onMessage);
     return { name, onMessage };
   });

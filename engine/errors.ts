@@ -132,6 +132,16 @@ export function systemCode(error: unknown): string | undefined {
   return typeof error.code === "string" ? error.code : undefined;
 }
 
+/** What `work` gives, or undefined where the file (ENOENT) or the object (OBJECT_NOT_FOUND) does not exist. */
+export async function unlessAbsent<Result>(work: Promise<Result>): Promise<Result | undefined> {
+  try {
+    return await work;
+  } catch (error) {
+    if (systemCode(error) === "ENOENT" || hasCode(error, "OBJECT_NOT_FOUND")) return undefined;
+    throw error;
+  }
+}
+
 /** Throws `interrupted(signal)` when `signal` has aborted. Called at stage boundaries. */
 export function throwIfAborted(signal: AbortSignal | undefined): void {
   if (signal?.aborted === true) throw interrupted(signal);

@@ -67,7 +67,7 @@ export type {
 } from "./failover/run-summary.ts";
 export type { ServedDisk, ServedDiskStatus, ServeOptions } from "./failover/served-run.ts";
 export { ServedRun } from "./failover/served-run.ts";
-export type { Notice } from "./notice.ts";
+export type { Notice, NoticeOptions } from "./notice.ts";
 export type { OperationOptions, Progress } from "./progress.ts";
 export type { MountOptions, MountSummary } from "./recovery/mount/mount.ts";
 export { Mount } from "./recovery/mount/mount.ts";
@@ -98,8 +98,10 @@ export type {
   PageFence,
   PagesStat,
   PutCondition,
+  Raised,
   Sink,
   StoredObject,
+  Written,
 } from "./sink.ts";
 export { leaseSecondsMax, leaseSecondsMin, pageAlignmentBytes, pageWriteBytesMax } from "./sink.ts";
 export type { ApplicationRecord, DigestName, GroupRecord, HookStep } from "./store/format/documents.ts";

@@ -27,6 +27,8 @@ export {
   replacePlain,
 } from "./disk/source/plain-file.ts";
 export { syncFolder } from "./disk/source/sync-folder.ts";
+// Files and objects that need not exist.
+export { unlessAbsent } from "./errors.ts";
 // What a failover asks of the agent.
 export type { RunServer } from "./failover/failover-options.ts";
 export { planTarget } from "./failover/plans/plan-target.ts";
@@ -42,7 +44,7 @@ export type { RestingImage } from "./replication/protection/protected-image.ts";
 // A name or path in a command that a remedy tells to type.
 export { shellWord } from "./shell-word.ts";
 // A sink around another.
-export { SinkDecorator } from "./sink-decorator.ts";
+export { type Answer, SinkDecorator, type SinkRequest } from "./sink-decorator.ts";
 export { agentsPrefix, encodeDiskName } from "./store/format/names.ts";
 // Bounds of recovery plans.
 export { actionBounds, planActionsMax, planMachinesMax, planName, planTextMax } from "./store/format/plan-run.ts";

@@ -37,3 +37,11 @@ export interface Notice {
     | "RESUMED";
   readonly message: string;
 }
+
+/** Options of an operation that can report notices. */
+export interface NoticeOptions {
+  /** Gets the notices. Absent: they are dropped. */
+  readonly onNotice?: ((notice: Notice) => void) | undefined;
+  /** Ends the operation with INTERRUPTED. Nothing is written after its promise has settled. */
+  readonly signal?: AbortSignal | undefined;
+}

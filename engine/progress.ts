@@ -1,5 +1,5 @@
 /** Progress of long operations: the reports, and their pace. */
-import type { Notice } from "./notice.ts";
+import type { NoticeOptions } from "./notice.ts";
 
 /** State of an operation. Reported a few times a second and once at the end. */
 export interface Progress {
@@ -17,13 +17,9 @@ export interface Progress {
 }
 
 /** Options of every long operation. */
-export interface OperationOptions {
+export interface OperationOptions extends NoticeOptions {
   /** Gets the reports; at most five a second, and the last one. */
   readonly onProgress?: ((progress: Progress) => void) | undefined;
-  /** Gets the notices. Absent: they are dropped. */
-  readonly onNotice?: ((notice: Notice) => void) | undefined;
-  /** Ends the operation with INTERRUPTED. Nothing is written after its promise has settled. */
-  readonly signal?: AbortSignal | undefined;
 }
 
 /** Between two reports: a terminal shows no more than a few a second. */

@@ -1,26 +1,27 @@
 /**
- * Sink decorator: a sink that passes every call on to another one. A subclass overrides what it
- * changes: it limits, counts, renames or refuses.
+ * Sink decorator: a sink that passes every call on to another one. A subclass overrides the calls
+ * that it changes, or `send`, by which all of them but `list` go: it limits, counts, renames or
+ * refuses.
  *
  * The class lists every member of the port. So a member that is added to `Sink` does not compile
  * until it has its place here, and the subclasses get it without a change.
  */
-import type {
-  CallOptions,
-  ListedObject,
-  ObjectStat,
-  PageFence,
-  PagesStat,
-  PutCondition,
-  Sink,
-  StoredObject,
-} from "./sink.ts";
+import type { CallOptions, ListedObject, ObjectStat, PagesStat, Raised, Sink, StoredObject, Written } from "./sink.ts";
+
+/** A method of `Sink` that is one request to the store. */
+export type SinkRequest = Exclude<
+  keyof Sink,
+  "description" | "capabilities" | "clockAheadMs" | "list" | typeof Symbol.asyncDispose
+>;
+
+/** What the store answers to a request. */
+export type Answer<Method extends SinkRequest> = Awaited<ReturnType<Sink[Method]>>;
 
 /**
  * Contract, errors and ownership of buffers of each member are those of `Sink`.
  */
 export class SinkDecorator implements Sink {
-  protected readonly inner: Sink;
+  readonly inner: Sink;
 
   /** `inner` is closed with the decorator. */
   constructor(inner: Sink) {
@@ -39,92 +40,80 @@ export class SinkDecorator implements Sink {
     return this.inner.clockAheadMs;
   }
 
-  createContainer(options?: CallOptions): Promise<boolean> {
-    return this.inner.createContainer(options);
+  protected send<Method extends SinkRequest>(
+    method: Method,
+    call: readonly [...Parameters<Sink[Method]>],
+  ): Promise<Answer<Method>> {
+    const request = this.inner[method] as unknown as (...call: readonly unknown[]) => Promise<Answer<Method>>;
+    return Reflect.apply(request, this.inner, call);
   }
 
-  getObject(name: string, sizeBytesMax: number, options?: CallOptions): Promise<StoredObject> {
-    return this.inner.getObject(name, sizeBytesMax, options);
+  createContainer(...call: Parameters<Sink["createContainer"]>): Promise<boolean> {
+    return this.send("createContainer", call);
   }
 
-  putObject(
-    name: string,
-    bytes: Uint8Array,
-    condition: PutCondition,
-    options?: CallOptions,
-  ): Promise<{ readonly etag: string }> {
-    return this.inner.putObject(name, bytes, condition, options);
+  getObject(...call: Parameters<Sink["getObject"]>): Promise<StoredObject> {
+    return this.send("getObject", call);
   }
 
-  statObject(name: string, options?: CallOptions): Promise<ObjectStat> {
-    return this.inner.statObject(name, options);
+  putObject(...call: Parameters<Sink["putObject"]>): Promise<Written> {
+    return this.send("putObject", call);
   }
 
-  deleteObject(name: string, options?: CallOptions): Promise<void> {
-    return this.inner.deleteObject(name, options);
+  statObject(...call: Parameters<Sink["statObject"]>): Promise<ObjectStat> {
+    return this.send("statObject", call);
+  }
+
+  deleteObject(...call: Parameters<Sink["deleteObject"]>): Promise<void> {
+    return this.send("deleteObject", call);
   }
 
   list(prefix: string, options?: CallOptions): AsyncIterable<ListedObject> {
     return this.inner.list(prefix, options);
   }
 
-  acquireLease(name: string, leaseId: string, durationSeconds: number, options?: CallOptions): Promise<void> {
-    return this.inner.acquireLease(name, leaseId, durationSeconds, options);
+  acquireLease(...call: Parameters<Sink["acquireLease"]>): Promise<void> {
+    return this.send("acquireLease", call);
   }
 
-  renewLease(name: string, leaseId: string, options?: CallOptions): Promise<void> {
-    return this.inner.renewLease(name, leaseId, options);
+  renewLease(...call: Parameters<Sink["renewLease"]>): Promise<void> {
+    return this.send("renewLease", call);
   }
 
-  changeLease(name: string, fromId: string, toId: string, options?: CallOptions): Promise<void> {
-    return this.inner.changeLease(name, fromId, toId, options);
+  changeLease(...call: Parameters<Sink["changeLease"]>): Promise<void> {
+    return this.send("changeLease", call);
   }
 
-  releaseLease(name: string, leaseId: string, options?: CallOptions): Promise<void> {
-    return this.inner.releaseLease(name, leaseId, options);
+  releaseLease(...call: Parameters<Sink["releaseLease"]>): Promise<void> {
+    return this.send("releaseLease", call);
   }
 
-  createPages(
-    name: string,
-    sizeBytes: number,
-    sequenceNumber: number,
-    options?: CallOptions,
-  ): Promise<{ readonly etag: string }> {
-    return this.inner.createPages(name, sizeBytes, sequenceNumber, options);
+  createPages(...call: Parameters<Sink["createPages"]>): Promise<Written> {
+    return this.send("createPages", call);
   }
 
-  writePages(
-    name: string,
-    offset: number,
-    bytes: Uint8Array,
-    fence: PageFence,
-    options?: CallOptions,
-  ): Promise<{ readonly etag: string }> {
-    return this.inner.writePages(name, offset, bytes, fence, options);
+  writePages(...call: Parameters<Sink["writePages"]>): Promise<Written> {
+    return this.send("writePages", call);
   }
 
-  readPages(name: string, offset: number, into: Uint8Array, options?: CallOptions): Promise<void> {
-    return this.inner.readPages(name, offset, into, options);
+  readPages(...call: Parameters<Sink["readPages"]>): Promise<void> {
+    return this.send("readPages", call);
   }
 
-  clearPages(name: string, offset: number, length: number, options?: CallOptions): Promise<void> {
-    return this.inner.clearPages(name, offset, length, options);
+  clearPages(...call: Parameters<Sink["clearPages"]>): Promise<void> {
+    return this.send("clearPages", call);
   }
 
-  restorePages(name: string, sizeBytes: number, sequenceNumber: number, options?: CallOptions): Promise<void> {
-    return this.inner.restorePages(name, sizeBytes, sequenceNumber, options);
+  restorePages(...call: Parameters<Sink["restorePages"]>): Promise<void> {
+    return this.send("restorePages", call);
   }
 
-  statPages(name: string, options?: CallOptions): Promise<PagesStat> {
-    return this.inner.statPages(name, options);
+  statPages(...call: Parameters<Sink["statPages"]>): Promise<PagesStat> {
+    return this.send("statPages", call);
   }
 
-  raiseSequenceNumber(
-    name: string,
-    atLeast: number,
-    options?: CallOptions,
-  ): Promise<{ readonly etag: string; readonly sequenceNumber: number }> {
-    return this.inner.raiseSequenceNumber(name, atLeast, options);
+  raiseSequenceNumber(...call: Parameters<Sink["raiseSequenceNumber"]>): Promise<Raised> {
+    return this.send("raiseSequenceNumber", call);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -83,6 +83,16 @@ export interface PagesStat extends ObjectStat {
   readonly writtenBytes: number;
 }
 
+/** What a write leaves: the new ETag. */
+export interface Written {
+  readonly etag: string;
+}
+
+/** What `raiseSequenceNumber` leaves. */
+export interface Raised extends Written {
+  readonly sequenceNumber: number;
+}
+
 /**
  * The condition of a put: the name is free, or the object has this ETag. While the object is
  * leased, `leaseId` is needed.
@@ -141,12 +151,7 @@ export interface Sink extends AsyncDisposable {
    * Writes a whole object. Errors: OBJECT_EXISTS (`ifAbsent`), CONDITION_FAILED (`ifMatch`),
    * LEASE_LOST (lease missing, expired or another's), OUTCOME_UNKNOWN.
    */
-  putObject(
-    name: string,
-    bytes: Uint8Array,
-    condition: PutCondition,
-    options?: CallOptions,
-  ): Promise<{ readonly etag: string }>;
+  putObject(name: string, bytes: Uint8Array, condition: PutCondition, options?: CallOptions): Promise<Written>;
 
   /** ETag and size. Errors: OBJECT_NOT_FOUND. */
   statObject(name: string, options?: CallOptions): Promise<ObjectStat>;
@@ -180,12 +185,7 @@ export interface Sink extends AsyncDisposable {
   // ---- Page objects: fixed size, sparse, written at offsets under a fence ----
 
   /** Creates a page object of zeros. Errors: OBJECT_EXISTS, OUTCOME_UNKNOWN. */
-  createPages(
-    name: string,
-    sizeBytes: number,
-    sequenceNumber: number,
-    options?: CallOptions,
-  ): Promise<{ readonly etag: string }>;
+  createPages(name: string, sizeBytes: number, sequenceNumber: number, options?: CallOptions): Promise<Written>;
 
   /**
    * Writes `bytes` at `offset`, atomically and durably. Errors: CONDITION_FAILED, OBJECT_NOT_FOUND,
@@ -197,7 +197,7 @@ export interface Sink extends AsyncDisposable {
     bytes: Uint8Array,
     fence: PageFence,
     options?: CallOptions,
-  ): Promise<{ readonly etag: string }>;
+  ): Promise<Written>;
 
   /**
    * Fills `into` from `offset`, any alignment. Bytes never written are zero. Errors:
@@ -229,9 +229,5 @@ export interface Sink extends AsyncDisposable {
    * Raises the sequence number to `atLeast` if it is lower; never lowers it. From then on every
    * write with a lower fence fails. Idempotent, retried inside. Errors: OBJECT_NOT_FOUND.
    */
-  raiseSequenceNumber(
-    name: string,
-    atLeast: number,
-    options?: CallOptions,
-  ): Promise<{ readonly etag: string; readonly sequenceNumber: number }>;
+  raiseSequenceNumber(name: string, atLeast: number, options?: CallOptions): Promise<Raised>;
 }

@@ -130,8 +130,7 @@ export class Vault implements AsyncDisposable {
    * the errors of the store.
    */
   static async create(sink: Sink, options: VaultOptions & VaultParameters = {}): Promise<Vault> {
-    const resolved = resolveOptions(options);
-    return new Vault({ ...(await createVault(sink, options)), ...resolved });
+    return new Vault({ ...resolveOptions(options), ...(await createVault(sink, options)) });
   }
 
   /**
@@ -142,8 +141,7 @@ export class Vault implements AsyncDisposable {
    * the vault is encrypted and `keys` do not open it.
    */
   static async open(sink: Sink, options: VaultOptions = {}): Promise<Vault> {
-    const resolved = resolveOptions(options);
-    return new Vault({ ...(await openVault(sink, options)), ...resolved });
+    return new Vault({ ...resolveOptions(options), ...(await openVault(sink, options)) });
   }
 
   /**
@@ -153,14 +151,12 @@ export class Vault implements AsyncDisposable {
    * @throws as `open`; `DAMAGED` if there is no such copy.
    */
   static async openForRepair(sink: Sink, options: VaultOptions = {}): Promise<Vault> {
-    const resolved = resolveOptions(options);
-    return new Vault({ ...(await openVaultForRepair(sink, options)), ...resolved });
+    return new Vault({ ...resolveOptions(options), ...(await openVaultForRepair(sink, options)) });
   }
 
   /** Opens the vault, or creates it if there is none. Throws as `open` and `create`. */
   static async openOrCreate(sink: Sink, options: VaultOptions & VaultParameters = {}): Promise<Vault> {
-    const resolved = resolveOptions(options);
-    return new Vault({ ...(await openOrCreateVault(sink, options)), ...resolved });
+    return new Vault({ ...resolveOptions(options), ...(await openOrCreateVault(sink, options)) });
   }
 
   /** 32 hexadecimal digits that name this vault. */

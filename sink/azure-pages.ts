@@ -11,7 +11,15 @@
  * Memory: `rememberedMax` clients and sizes.
  */
 import type { BlobGetPropertiesResponse, ContainerClient, PageBlobClient } from "@azure/storage-blob";
-import { type CallOptions, hasCode, type PageFence, type PagesStat } from "../engine/index.ts";
+import {
+  type CallOptions,
+  hasCode,
+  type PageFence,
+  type PagesStat,
+  type Raised,
+  type Written,
+} from "../engine/index.ts";
+import { unlessAbsent } from "../engine/internal.ts";
 import { existsCodes, fenceCodes } from "./azure-errors.ts";
 import type { Caller } from "./azure-retry.ts";
 import { bodyOf, discard, fill, httpEtag, plainEtag } from "./azure-wire.ts";
@@ -50,12 +58,7 @@ export class AzurePages {
     this.#calls = calls;
   }
 
-  async create(
-    name: string,
-    sizeBytes: number,
-    sequenceNumber: number,
-    options: CallOptions = {},
-  ): Promise<{ readonly etag: string }> {
+  async create(name: string, sizeBytes: number, sequenceNumber: number, options: CallOptions = {}): Promise<Written> {
     checkName(name);
     checkPagesSize(name, sizeBytes);
     checkSequenceNumber(sequenceNumber);
@@ -68,7 +71,7 @@ export class AzurePages {
     bytes: Uint8Array,
     fence: PageFence,
     options: CallOptions = {},
-  ): Promise<{ readonly etag: string }> {
+  ): Promise<Written> {
     checkName(name);
     checkPageWrite(name, offset, bytes);
     checkSequenceNumber(fence.sequenceNumber);
@@ -135,7 +138,7 @@ export class AzurePages {
     checkName(name);
     checkPagesSize(name, sizeBytes);
     checkSequenceNumber(sequenceNumber);
-    const found = await this.#pagesFound(name, options);
+    const found = await unlessAbsent(this.#pageProperties(name, options));
     if (found === undefined) {
       await this.#create("idempotent", name, sizeBytes, sequenceNumber, options).catch((error: unknown) => {
         if (!hasCode(error, "OBJECT_EXISTS")) throw error; // another client, or an earlier try of this call, has created it
@@ -177,11 +180,7 @@ export class AzurePages {
     };
   }
 
-  async raise(
-    name: string,
-    atLeast: number,
-    options: CallOptions = {},
-  ): Promise<{ readonly etag: string; readonly sequenceNumber: number }> {
+  async raise(name: string, atLeast: number, options: CallOptions = {}): Promise<Raised> {
     checkName(name);
     checkSequenceNumber(atLeast);
     const { client } = this.#page(name);
@@ -205,16 +204,6 @@ export class AzurePages {
     const properties = await blobProperties(this.#container, this.#calls, name, options);
     if (properties.blobType !== "PageBlob") throw wrongKind(name, "page object");
     return properties;
-  }
-
-  /** The properties of a page blob, or undefined when the blob is absent. */
-  async #pagesFound(name: string, options: CallOptions) {
-    try {
-      return await this.#pageProperties(name, options);
-    } catch (error) {
-      if (hasCode(error, "OBJECT_NOT_FOUND")) return undefined;
-      throw error;
-    }
   }
 
   /**

@@ -27,8 +27,10 @@ import type {
   PageFence,
   PagesStat,
   PutCondition,
+  Raised,
   Sink,
   StoredObject,
+  Written,
 } from "../engine/index.ts";
 import { hasCode, TidemarkError } from "../engine/index.ts";
 import { credentialOf, secretsOf } from "./azure-access.ts";
@@ -146,9 +148,7 @@ export class AzureSink implements Sink {
       proxy: proxyOf(url, options.proxy),
     };
     const calls = new Caller(store, options);
-    const agent = openAgent(url, options.proxy, options.socketsMax ?? socketsMaxDefault, () => {
-      calls.connectionLost();
-    });
+    const agent = openAgent(url, options.proxy, options.socketsMax ?? socketsMaxDefault, () => calls.connectionLost());
     // The SDK hands `agent` to its HTTP client, although the type of its options does not name it.
     const pipelineOptions: StoragePipelineOptions & { readonly agent: Agent } = {
       retryOptions: { maxTries: 1 },
@@ -248,7 +248,7 @@ export class AzureSink implements Sink {
     bytes: Uint8Array,
     condition: PutCondition,
     options: CallOptions = {},
-  ): Promise<{ readonly etag: string }> {
+  ): Promise<Written> {
     checkName(name);
     checkObjectBytes(name, bytes);
     const client = this.#container.getBlockBlobClient(name);
@@ -351,12 +351,7 @@ export class AzureSink implements Sink {
     }
   }
 
-  createPages(
-    name: string,
-    sizeBytes: number,
-    sequenceNumber: number,
-    options?: CallOptions,
-  ): Promise<{ readonly etag: string }> {
+  createPages(name: string, sizeBytes: number, sequenceNumber: number, options?: CallOptions): Promise<Written> {
     return this.#pages.create(name, sizeBytes, sequenceNumber, options);
   }
 
@@ -366,7 +361,7 @@ export class AzureSink implements Sink {
     bytes: Uint8Array,
     fence: PageFence,
     options?: CallOptions,
-  ): Promise<{ readonly etag: string }> {
+  ): Promise<Written> {
     return this.#pages.write(name, offset, bytes, fence, options);
   }
 
@@ -386,11 +381,7 @@ export class AzureSink implements Sink {
     return this.#pages.stat(name, options);
   }
 
-  raiseSequenceNumber(
-    name: string,
-    atLeast: number,
-    options?: CallOptions,
-  ): Promise<{ readonly etag: string; readonly sequenceNumber: number }> {
+  raiseSequenceNumber(name: string, atLeast: number, options?: CallOptions): Promise<Raised> {
     return this.#pages.raise(name, atLeast, options);
   }
 

@@ -14,7 +14,7 @@
 import { randomBytes } from "node:crypto";
 import { join } from "node:path";
 import { type ErrorCode, systemCode, TidemarkError } from "../engine/index.ts";
-import { processStat, readOwn, replacePlain } from "../engine/internal.ts";
+import { processStat, readOwn, replacePlain, unlessAbsent } from "../engine/internal.ts";
 
 /** Azurite's own names, so that a plain `azurite -l DIR` can open the folder. */
 export const blobDatabaseName = "__azurite_db_blob__.json";
@@ -117,13 +117,8 @@ export async function readKey(path: string): Promise<string> {
 
 /** The state written last; undefined when the file is absent or cannot be parsed. */
 export async function readHostState(path: string): Promise<HostState | undefined> {
-  let text: string;
-  try {
-    text = (await readOwn(path, ownFileBytesMax)).toString("utf8");
-  } catch (error) {
-    if (systemCode(error) === "ENOENT") return undefined;
-    throw error;
-  }
+  const text = (await unlessAbsent(readOwn(path, ownFileBytesMax)))?.toString("utf8");
+  if (text === undefined) return undefined;
   let value: unknown;
   try {
     value = JSON.parse(text);

@@ -371,9 +371,7 @@ function answers(port: number, timeoutMs: number, signal: AbortSignal | undefine
       },
     );
     request.on("timeout", () => request.destroy());
-    request.on("error", () => {
-      resolve(false);
-    });
+    request.on("error", () => resolve(false));
   });
 }
 

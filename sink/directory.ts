@@ -25,8 +25,10 @@ import type {
   PageFence,
   PagesStat,
   PutCondition,
+  Raised,
   Sink,
   StoredObject,
+  Written,
 } from "../engine/index.ts";
 import { hasCode, systemCode, TidemarkError, throwIfAborted } from "../engine/index.ts";
 import { notPlain, openPlain, ownFileMode } from "../engine/internal.ts";
@@ -145,12 +147,7 @@ export class DirectorySink implements Sink {
     });
   }
 
-  putObject(
-    name: string,
-    bytes: Uint8Array,
-    condition: PutCondition,
-    options?: CallOptions,
-  ): Promise<{ readonly etag: string }> {
+  putObject(name: string, bytes: Uint8Array, condition: PutCondition, options?: CallOptions): Promise<Written> {
     return this.#call(name, options, async () => {
       checkName(name);
       checkObjectBytes(name, bytes);
@@ -273,12 +270,7 @@ export class DirectorySink implements Sink {
     });
   }
 
-  createPages(
-    name: string,
-    sizeBytes: number,
-    sequenceNumber: number,
-    options?: CallOptions,
-  ): Promise<{ readonly etag: string }> {
+  createPages(name: string, sizeBytes: number, sequenceNumber: number, options?: CallOptions): Promise<Written> {
     return this.#call(name, options, async () => {
       checkName(name);
       checkPagesSize(name, sizeBytes);
@@ -302,7 +294,7 @@ export class DirectorySink implements Sink {
     bytes: Uint8Array,
     fence: PageFence,
     options?: CallOptions,
-  ): Promise<{ readonly etag: string }> {
+  ): Promise<Written> {
     // After an input/output error during the write it is unknown which pages arrived.
     return this.#pagesCall(name, options, "OUTCOME_UNKNOWN", async (lock) => {
       checkPageWrite(name, offset, bytes);
@@ -353,11 +345,7 @@ export class DirectorySink implements Sink {
     );
   }
 
-  raiseSequenceNumber(
-    name: string,
-    atLeast: number,
-    options?: CallOptions,
-  ): Promise<{ readonly etag: string; readonly sequenceNumber: number }> {
+  raiseSequenceNumber(name: string, atLeast: number, options?: CallOptions): Promise<Raised> {
     return this.#pagesCall(name, options, "STORE_REFUSED", (lock) => {
       checkSequenceNumber(atLeast);
       return this.#pageFiles.use(name, (file) => file.raise(atLeast, lock));

@@ -8,23 +8,12 @@
  * proves nothing.
  */
 import assert from "node:assert/strict";
-import type {
-  CallOptions,
-  ListedObject,
-  ObjectStat,
-  PageFence,
-  PagesStat,
-  PutCondition,
-  Sink,
-  StoredObject,
-} from "../engine/index.ts";
+import type { CallOptions, ListedObject, Sink, StoredObject } from "../engine/index.ts";
 import { interrupted, TidemarkError } from "../engine/index.ts";
+import { type Answer, SinkDecorator, type SinkRequest } from "../engine/internal.ts";
 
 /** A method of `Sink` that a fault can apply to. */
-export type SinkMethod = Exclude<
-  keyof Sink,
-  "description" | "capabilities" | "clockAheadMs" | typeof Symbol.asyncDispose
->;
+export type SinkMethod = SinkRequest | "list";
 
 /** How a call fails. */
 export type Fault =
@@ -97,9 +86,7 @@ export class Gate {
     if (signal === undefined) return this.#opened;
     let stop: () => void = nothing;
     const aborted = new Promise<never>((_, reject) => {
-      stop = () => {
-        reject(interrupted(signal));
-      };
+      stop = () => reject(interrupted(signal));
     });
     if (signal.aborted) stop();
     signal.addEventListener("abort", stop, { once: true });
@@ -111,21 +98,15 @@ export class Gate {
   }
 }
 
-/** A call before it is sent: how to run it, and what the faults need. */
-interface Call<T> {
+/** A call before it is sent. */
+interface Call<Result> {
   readonly method: SinkMethod;
   readonly name: string;
-  readonly signal: AbortSignal | undefined;
-  readonly run: () => Promise<T>;
-  /**
-   * Writes only: the call with a copy of its bytes, which may run after the caller's promise has
-   * settled.
-   */
-  readonly freeze?: () => () => Promise<unknown>;
-  readonly leaseId?: string | undefined;
-  /** Reads only: spoils what has been read. */
-  readonly spoil?: (result: T, how: "truncated" | "flipped") => T;
+  readonly parameters: readonly unknown[];
+  readonly run: (parameters: readonly unknown[]) => Promise<Result>;
 }
+
+const writes: readonly SinkMethod[] = ["putObject", "createPages", "writePages"];
 
 interface Plan {
   readonly planned: PlannedFault;
@@ -143,8 +124,7 @@ interface Plan {
  * sink.assertAllFired();
  * ```
  */
-export class FaultySink implements Sink {
-  readonly inner: Sink;
+export class FaultySink extends SinkDecorator {
   /** Every call so far, as "method name". */
   readonly calls: readonly string[];
   readonly #calls: string[] = [];
@@ -154,22 +134,10 @@ export class FaultySink implements Sink {
   #crashedAt: string | undefined;
 
   constructor(inner: Sink, faults: readonly PlannedFault[], seed = 1) {
-    this.inner = inner;
+    super(inner);
     this.calls = this.#calls;
     this.#plans = faults.map((planned) => ({ planned, seen: 0, fired: 0 }));
     this.#random = randomFrom(seed);
-  }
-
-  get description(): string {
-    return this.inner.description;
-  }
-
-  get capabilities(): Sink["capabilities"] {
-    return this.inner.capabilities;
-  }
-
-  get clockAheadMs(): number {
-    return this.inner.clockAheadMs;
   }
 
   /**
@@ -190,192 +158,31 @@ export class FaultySink implements Sink {
     assert(idle.length === 0, `planned faults that never fired: ${idle.join(", ")}; calls: ${this.#calls.join(", ")}`);
   }
 
-  createContainer(options?: CallOptions): Promise<boolean> {
-    return this.#call({
-      method: "createContainer",
-      name: "",
-      signal: options?.signal,
-      run: () => this.inner.createContainer(options),
-    });
-  }
-
-  getObject(name: string, sizeBytesMax: number, options?: CallOptions): Promise<StoredObject> {
-    return this.#call({
-      method: "getObject",
-      name,
-      signal: options?.signal,
-      run: () => this.inner.getObject(name, sizeBytesMax, options),
-      spoil: ({ bytes, etag }, how) => {
-        if (how === "truncated") return { bytes: bytes.slice(0, Math.floor(bytes.length / 2)), etag };
-        this.#flipBit(bytes);
-        return { bytes, etag };
-      },
-    });
-  }
-
-  putObject(
-    name: string,
-    bytes: Uint8Array,
-    condition: PutCondition,
-    options?: CallOptions,
-  ): Promise<{ readonly etag: string }> {
-    return this.#call({
-      method: "putObject",
-      name,
-      signal: options?.signal,
-      leaseId: "leaseId" in condition ? condition.leaseId : undefined,
-      run: () => this.inner.putObject(name, bytes, condition, options),
-      freeze: () => {
-        const copy = bytes.slice();
-        return () => this.inner.putObject(name, copy, condition);
-      },
-    });
-  }
-
-  statObject(name: string, options?: CallOptions): Promise<ObjectStat> {
-    return this.#call({
-      method: "statObject",
-      name,
-      signal: options?.signal,
-      run: () => this.inner.statObject(name, options),
-    });
-  }
-
-  deleteObject(name: string, options?: CallOptions): Promise<void> {
-    return this.#call({
-      method: "deleteObject",
-      name,
-      signal: options?.signal,
-      run: () => this.inner.deleteObject(name, options),
-    });
-  }
-
   /** Counts as one call, however many objects it yields. A crash in between ends it. */
-  async *list(prefix: string, options?: CallOptions): AsyncGenerator<ListedObject, void> {
-    const found = await this.#call({
-      method: "list",
-      name: prefix,
-      signal: options?.signal,
-      run: () => Promise.resolve(this.inner.list(prefix, options)),
-    });
+  override async *list(...parameters: [prefix: string, options?: CallOptions]): AsyncGenerator<ListedObject, void> {
+    const run = async (): Promise<AsyncIterable<ListedObject>> => await Promise.resolve(super.list(...parameters));
+    const found = await this.#call({ method: "list", name: parameters[0], parameters, run });
     for await (const object of found) {
       this.#checkAlive();
       yield object;
     }
   }
 
-  acquireLease(name: string, leaseId: string, durationSeconds: number, options?: CallOptions): Promise<void> {
-    const run = (): Promise<void> => this.inner.acquireLease(name, leaseId, durationSeconds, options);
-    return this.#call({ method: "acquireLease", name, signal: options?.signal, leaseId, run });
-  }
-
-  renewLease(name: string, leaseId: string, options?: CallOptions): Promise<void> {
-    return this.#call({
-      method: "renewLease",
-      name,
-      signal: options?.signal,
-      leaseId,
-      run: () => this.inner.renewLease(name, leaseId, options),
-    });
-  }
-
-  changeLease(name: string, fromId: string, toId: string, options?: CallOptions): Promise<void> {
-    const run = (): Promise<void> => this.inner.changeLease(name, fromId, toId, options);
-    return this.#call({ method: "changeLease", name, signal: options?.signal, leaseId: fromId, run });
-  }
-
-  releaseLease(name: string, leaseId: string, options?: CallOptions): Promise<void> {
-    return this.#call({
-      method: "releaseLease",
-      name,
-      signal: options?.signal,
-      leaseId,
-      run: () => this.inner.releaseLease(name, leaseId, options),
-    });
-  }
-
-  createPages(
-    name: string,
-    sizeBytes: number,
-    sequenceNumber: number,
-    options?: CallOptions,
-  ): Promise<{ readonly etag: string }> {
-    return this.#call({
-      method: "createPages",
-      name,
-      signal: options?.signal,
-      run: () => this.inner.createPages(name, sizeBytes, sequenceNumber, options),
-      freeze: () => () => this.inner.createPages(name, sizeBytes, sequenceNumber),
-    });
-  }
-
-  writePages(
-    name: string,
-    offset: number,
-    bytes: Uint8Array,
-    fence: PageFence,
-    options?: CallOptions,
-  ): Promise<{ readonly etag: string }> {
-    return this.#call({
-      method: "writePages",
-      name,
-      signal: options?.signal,
-      run: () => this.inner.writePages(name, offset, bytes, fence, options),
-      freeze: () => {
-        const copy = bytes.slice();
-        return () => this.inner.writePages(name, offset, copy, fence);
-      },
-    });
-  }
-
-  readPages(name: string, offset: number, into: Uint8Array, options?: CallOptions): Promise<void> {
-    return this.#call({
-      method: "readPages",
-      name,
-      signal: options?.signal,
-      run: () => this.inner.readPages(name, offset, into, options),
-      spoil: (_, how) => {
-        if (how === "truncated") into.fill(0, Math.floor(into.length / 2));
-        else this.#flipBit(into);
-      },
-    });
-  }
-
-  clearPages(name: string, offset: number, length: number, options?: CallOptions): Promise<void> {
-    const run = (): Promise<void> => this.inner.clearPages(name, offset, length, options);
-    return this.#call({ method: "clearPages", name, signal: options?.signal, run });
-  }
-
-  restorePages(name: string, sizeBytes: number, sequenceNumber: number, options?: CallOptions): Promise<void> {
-    const run = (): Promise<void> => this.inner.restorePages(name, sizeBytes, sequenceNumber, options);
-    return this.#call({ method: "restorePages", name, signal: options?.signal, run });
-  }
-
-  statPages(name: string, options?: CallOptions): Promise<PagesStat> {
-    return this.#call({
-      method: "statPages",
-      name,
-      signal: options?.signal,
-      run: () => this.inner.statPages(name, options),
-    });
-  }
-
-  raiseSequenceNumber(
-    name: string,
-    atLeast: number,
-    options?: CallOptions,
-  ): Promise<{ readonly etag: string; readonly sequenceNumber: number }> {
-    const run = (): ReturnType<Sink["raiseSequenceNumber"]> => this.inner.raiseSequenceNumber(name, atLeast, options);
-    return this.#call({ method: "raiseSequenceNumber", name, signal: options?.signal, run });
-  }
-
   /** Disposes of the wrapped sink. Requests still held back are dropped. */
-  async [Symbol.asyncDispose](): Promise<void> {
+  override async [Symbol.asyncDispose](): Promise<void> {
     this.#late.length = 0;
-    await this.inner[Symbol.asyncDispose]();
+    await super[Symbol.asyncDispose]();
   }
 
-  // ---- The one mechanism ----
+  protected override async send<Method extends SinkRequest>(
+    method: Method,
+    parameters: readonly [...Parameters<Sink[Method]>],
+  ): Promise<Answer<Method>> {
+    const [name] = parameters;
+    const run = async (given: readonly unknown[]): Promise<Answer<Method>> =>
+      await super.send(method, given as typeof parameters);
+    return await this.#call({ method, name: typeof name === "string" ? name : "", parameters, run });
+  }
 
   async #call<T>(call: Call<T>): Promise<T> {
     this.#checkAlive();
@@ -384,7 +191,7 @@ export class FaultySink implements Sink {
     const faults = this.#plans.filter((plan) => this.#fires(plan, call)).map(({ planned }) => planned.fault);
     const run = faults.reduceRight<() => Promise<T>>(
       (inner, fault) => () => this.#suffer(fault, call, inner),
-      call.run,
+      () => call.run(call.parameters),
     );
     try {
       return await run();
@@ -408,31 +215,49 @@ export class FaultySink implements Sink {
       case "refused":
         throw fault.error;
       case "unacknowledged":
-        assert(call.freeze !== undefined, `${call.method} is no write: adapters repeat it when an answer is lost`);
-        await run();
-        throw lostAnswer(call);
       case "late":
-        assert(call.freeze !== undefined, `${call.method} is no write: adapters repeat it when an answer is lost`);
-        this.#late.push(call.freeze());
+        assert(writes.includes(call.method), `${call.method} is no write: adapters repeat it when an answer is lost`);
+        if (fault.kind === "late") this.#late.push(this.#frozen(call));
+        else await run();
         throw lostAnswer(call);
       case "slow":
-        await fault.gate.pass(call.signal);
+        await fault.gate.pass(call.parameters.find(isOptions)?.signal);
         this.#checkAlive();
         return await run();
       case "truncated":
       case "flipped":
-        assert(call.spoil !== undefined, `${call.method} reads no bytes`);
-        return call.spoil(await run(), fault.kind);
-      case "lease-lost":
-        assert(call.leaseId !== undefined, `this ${call.method} needs no lease`);
-        await this.inner.releaseLease(call.name, call.leaseId);
+        return this.#spoiled(call, await run(), fault.kind);
+      case "lease-lost": {
+        const leaseId = leaseIdOf(call);
+        assert(leaseId !== undefined, `this ${call.method} needs no lease`);
+        await this.inner.releaseLease(call.name, leaseId);
         return await run();
+      }
       case "crash":
         // All other calls fail from now on; this one may still reach the store.
         this.#crashedAt ??= `call ${String(this.#calls.length)} (${this.#calls.at(-1) ?? ""}), ${fault.effect} its effect`;
         if (fault.effect === "after") await Promise.allSettled([run()]);
         throw this.#crash();
     }
+  }
+
+  /** A write with a copy of its bytes: it may run after the caller's promise has settled. */
+  #frozen({ parameters, run }: Call<unknown>): () => Promise<unknown> {
+    const copy = parameters
+      .filter((part) => !isOptions(part))
+      .map((part) => (part instanceof Uint8Array ? Uint8Array.from(part) : part));
+    return async () => await run(copy);
+  }
+
+  /** What has been read, with a fault. */
+  #spoiled<Result>({ method, parameters }: Call<Result>, read: Result, how: "truncated" | "flipped"): Result {
+    assert(method === "getObject" || method === "readPages", `${method} reads no bytes`);
+    const bytes = method === "getObject" ? (read as StoredObject).bytes : (parameters[2] as Uint8Array);
+    const half = Math.floor(bytes.length / 2);
+    if (how === "flipped") this.#flipBit(bytes);
+    else if (method === "readPages") bytes.fill(0, half);
+    else return { ...read, bytes: bytes.slice(0, half) };
+    return read;
   }
 
   #checkAlive(): void {
@@ -458,6 +283,16 @@ function randomFrom(seed: number): () => number {
     mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
     return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
   };
+}
+
+/** The lease that a call needs: of a lease call its second parameter, of a put a part of the condition. */
+function leaseIdOf({ method, parameters: [, second, condition] }: Call<unknown>): string | undefined {
+  if (method === "putObject") return (condition as { readonly leaseId?: string }).leaseId;
+  return method.endsWith("Lease") ? String(second) : undefined;
+}
+
+function isOptions(part: unknown): part is CallOptions {
+  return typeof part === "object" && part !== null && "signal" in part;
 }
 
 function nothing(): void {

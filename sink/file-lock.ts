@@ -19,7 +19,7 @@ import { type FileHandle, readFile, stat } from "node:fs/promises";
 import { constants } from "node:os";
 import { setTimeout as delay } from "node:timers/promises";
 import { interrupted, systemCode, TidemarkError, throwIfAborted } from "../engine/index.ts";
-import { libc, openPlain } from "../engine/internal.ts";
+import { libc, openPlain, unlessAbsent } from "../engine/internal.ts";
 
 /** How often the lock file may be replaced between our opening and locking it. */
 const attemptsMax = 100;
@@ -214,13 +214,8 @@ async function holderOf(path: string): Promise<{ readonly pid: number; readonly 
 
 async function bearsName(handle: FileHandle, path: string): Promise<boolean> {
   const ours = await handle.stat({ bigint: true });
-  try {
-    const named = await stat(path, { bigint: true });
-    return named.ino === ours.ino && named.dev === ours.dev;
-  } catch (error) {
-    if (systemCode(error) === "ENOENT") return false;
-    throw error;
-  }
+  const named = await unlessAbsent(stat(path, { bigint: true }));
+  return named?.ino === ours.ino && named.dev === ours.dev;
 }
 
 /** From <sys/file.h>; the same on Linux and the BSDs, macOS included. */

@@ -20,8 +20,10 @@ import type {
   PageFence,
   PagesStat,
   PutCondition,
+  Raised,
   Sink,
   StoredObject,
+  Written,
 } from "../engine/index.ts";
 import { throwIfAborted } from "../engine/index.ts";
 import { acquireLease, changeLease, type Lease, passDelete, passWrite, releaseLease, renewLease } from "./lease.ts";
@@ -169,12 +171,7 @@ export class MemorySink implements Sink {
     });
   }
 
-  putObject(
-    name: string,
-    bytes: Uint8Array,
-    condition: PutCondition,
-    options?: CallOptions,
-  ): Promise<{ readonly etag: string }> {
+  putObject(name: string, bytes: Uint8Array, condition: PutCondition, options?: CallOptions): Promise<Written> {
     return this.#call(options, () => {
       checkName(name);
       checkObjectBytes(name, bytes);
@@ -263,12 +260,7 @@ export class MemorySink implements Sink {
     });
   }
 
-  createPages(
-    name: string,
-    sizeBytes: number,
-    sequenceNumber: number,
-    options?: CallOptions,
-  ): Promise<{ readonly etag: string }> {
+  createPages(name: string, sizeBytes: number, sequenceNumber: number, options?: CallOptions): Promise<Written> {
     return this.#call(options, () => {
       checkName(name);
       checkPagesSize(name, sizeBytes);
@@ -285,7 +277,7 @@ export class MemorySink implements Sink {
     bytes: Uint8Array,
     fence: PageFence,
     options?: CallOptions,
-  ): Promise<{ readonly etag: string }> {
+  ): Promise<Written> {
     return this.#call(options, () => {
       checkPageWrite(name, offset, bytes);
       const found = this.#pages(name);
@@ -363,11 +355,7 @@ export class MemorySink implements Sink {
     });
   }
 
-  raiseSequenceNumber(
-    name: string,
-    atLeast: number,
-    options?: CallOptions,
-  ): Promise<{ readonly etag: string; readonly sequenceNumber: number }> {
+  raiseSequenceNumber(name: string, atLeast: number, options?: CallOptions): Promise<Raised> {
     return this.#call(options, () => {
       checkSequenceNumber(atLeast);
       const found = this.#pages(name);

@@ -11,7 +11,7 @@
  * them.
  */
 
-import type { Sink } from "../engine/index.ts";
+import type { Sink, Written } from "../engine/index.ts";
 import { TidemarkError, throwIfAborted } from "../engine/index.ts";
 import { SinkDecorator } from "../engine/internal.ts";
 import type { AzureSinkOptions } from "./azure-options.ts";
@@ -205,7 +205,7 @@ class ReservingSink extends SinkDecorator {
     this.#reserve = reserve;
   }
 
-  override async writePages(...call: Parameters<Sink["writePages"]>): Promise<{ readonly etag: string }> {
+  override async writePages(...call: Parameters<Sink["writePages"]>): Promise<Written> {
     return await this.#reserve.keptBy(call[2].length, async () => await super.writePages(...call));
   }
 }

@@ -33,9 +33,9 @@ export interface Chain {
   readonly metadataBytesAPoint: number;
 }
 
-/** Makes a chain of `config.keep.points` points of a sparse disk. */
+/** Makes a chain of `config.live.points` points of a sparse disk. */
 export async function makeChain(config: BenchConfig, place: KeepPlace, log: StepLog): Promise<Chain> {
-  const { temporaryFolder, workers, lanes, signal, live, keep } = config;
+  const { temporaryFolder, workers, lanes, signal, live } = config;
   const image = await place.makeImage("chain.img", live.diskBytes);
   const stateFolder = join(temporaryFolder, "state");
   await mkdir(stateFolder);
@@ -52,8 +52,8 @@ export async function makeChain(config: BenchConfig, place: KeepPlace, log: Step
     const before = place.sink.putBytes;
     let newest = first;
     const make = async (): Promise<void> => {
-      while (newest < keep.points) {
-        if (newest % Math.ceil(keep.points / tellings) === 0) config.begin(`${newest.toLocaleString("en-US")} points`);
+      while (newest < live.points) {
+        if (newest % Math.ceil(live.points / tellings) === 0) config.begin(`${newest.toLocaleString("en-US")} points`);
         await writer.write();
         newest = (await protection.point({ signal })).sequence;
       }

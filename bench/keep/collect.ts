@@ -67,7 +67,7 @@ const [aloneStep, besideStep, collectStep] = [
 export async function benchCollect(config: BenchConfig, store: Sink): Promise<CaseOutcome> {
   const log = new StepLog(config);
   return await KeepPlace.use(config, store, async (place) => {
-    const deadBytes = config.keep.deadBytes ?? (await roomFor(config));
+    const deadBytes = config.live.deadBytes ?? (await roomFor(config));
     const keptHash = await makeDead(config, place, log, deadBytes);
     const image = await place.makeImage("live.img", config.live.diskBytes);
     const { summary, alone, beside, condition } = await measure(config, place, log, image);
@@ -89,7 +89,7 @@ export async function benchCollect(config: BenchConfig, store: Sink): Promise<Ca
       ],
       counts: {
         deadBytes: summary.storedBytesBefore - summary.liveBytes,
-        ...(config.keep.deadBytes === undefined && deadBytes < deadBytesDefault
+        ...(config.live.deadBytes === undefined && deadBytes < deadBytesDefault
           ? { "no room for all of deadBytes": deadBytesDefault }
           : {}),
         "at first, storedBytes": summary.storedBytesBefore,
@@ -298,7 +298,7 @@ class SteadyLoad {
     const result = await working;
     const endedAtMs = Date.now();
     await unlessInterrupted(process.point(), this.#signal); // what was under way is committed then
-    const { points } = await process.order({ kind: "status" });
+    const { points } = await process.ask({ kind: "status" });
     const seen = points.filter(({ cutAtMs, committedAtMs }) => committedAtMs >= startedAtMs && cutAtMs <= endedAtMs);
     if (seen.length > 0) return { result, points: seen };
     throw new TidemarkError("INVALID_ARGUMENT", `no point was made in ${endedAtMs - startedAtMs} ms under the load`, {

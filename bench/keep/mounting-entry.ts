@@ -2,16 +2,14 @@
  * Process that mounts and serves one point for a benchmark: the `Vault.mount` and `NbdServer` of
  * `tidemark mount`, in a process of its own, as any other NBD server is. `MountingProcess` starts
  * it. It ends when told to, or with its parent, and gives up the reader hold in both cases, because
- * a leased object cannot be removed.
- *
- * Parent and child talk over the channel that Node gives them: first the plan, so that no
- * credential is in an argument or in the environment, and at the end the order to stop. A module
- * that imports the types of those messages imports nothing else.
+ * a leased object cannot be removed. A module that imports the types of its orders and answers
+ * imports nothing else.
  */
 import process from "node:process";
 import { type InstantStatus, type MountSummary, NbdServer, TidemarkError, Vault } from "../../engine/index.ts";
 import { openSink } from "../../sink/index.ts";
-import type { Fault, StoreAddress } from "../live/orders.ts";
+import { answerParent } from "../live/asked-process.ts";
+import type { StoreAddress } from "../live/orders.ts";
 import { peakRssBytes } from "../machine.ts";
 import { NestedSink } from "../nested-sink.ts";
 
@@ -28,16 +26,15 @@ export interface MountPlan {
 }
 
 /** From the benchmark. */
-export type MountTold = { readonly plan: MountPlan } | "hydrate" | "stop";
+export type MountOrder = { readonly plan: MountPlan } | "hydrate" | "stop";
 
-/** From the mounting process, to the plan and to `stop`. */
+/** To the plan, to `hydrate` and to `stop`. */
 export type MountAnswer =
   /** `servedMs`: from the plan until the point is served, store and vault opened for it. */
   | { readonly servedMs: number }
   /** `hydratedMs`: from when it was served until the image held everything. */
   | { readonly hydratedMs: number }
-  | MountEnd
-  | { readonly fault: Fault };
+  | MountEnd;
 
 export interface MountEnd {
   readonly summary: MountSummary | InstantStatus;
@@ -96,37 +93,24 @@ async function serveInstant(vault: Vault, sink: AsyncDisposable, plan: MountPlan
 let serving: Serving | undefined;
 let servedAt = 0;
 
-async function obey(told: MountTold): Promise<MountAnswer> {
-  if (typeof told === "object") {
+async function obey(order: MountOrder): Promise<MountAnswer> {
+  if (typeof order === "object") {
     const startedAt = performance.now();
-    serving = await serve(told.plan);
+    serving = await serve(order.plan);
     servedAt = performance.now();
     return { servedMs: servedAt - startedAt };
   }
   if (serving === undefined)
-    throw new TidemarkError("INTERNAL", `the mounting process was told to ${told} before the plan`);
-  if (told === "stop") return await serving.close();
+    throw new TidemarkError("INTERNAL", `the mounting process was told to ${order} before the plan`);
+  if (order === "stop") return await serving.close();
   return { hydratedMs: (await serving.hydratedAt) - servedAt };
 }
 
-async function answer(told: MountTold): Promise<void> {
-  let said: MountAnswer;
-  try {
-    said = await obey(told);
-  } catch (error) {
-    const known =
-      error instanceof TidemarkError ? error : new TidemarkError("INTERNAL", String(error), { cause: error });
-    said = { fault: { code: known.code, message: known.message, remedy: known.remedy } };
-  }
-  process.send?.(said, undefined, undefined, () => {
-    if ("summary" in said || "fault" in said) process.exit(0);
-  });
-}
-
-process.on("message", (told: MountTold) => void answer(told));
-// The parent is gone or has closed the channel.
+answerParent(obey, (order: MountOrder) => order === "stop");
+const end = (): never => process.exit(0);
+// The parent is gone or has closed the channel, perhaps while this module was loaded.
+if (!process.connected) end();
 process.once("disconnect", () => {
-  const end = (): never => process.exit(0);
   if (serving === undefined) end();
   else serving.close().then(end, end);
 });

@@ -2,27 +2,22 @@
  * Handle of a process that mounts and serves a point. The process ends by `stop` or `end`, when
  * this object is disposed of, and with its parent.
  */
-import { fork } from "node:child_process";
 import { setTimeout as delay } from "node:timers/promises";
-import { fileURLToPath } from "node:url";
-import { interrupted, TidemarkError, throwIfAborted } from "../../engine/index.ts";
-import { Program } from "../live/programs.ts";
+import { TidemarkError } from "../../engine/index.ts";
+import { AskedProcess } from "../live/asked-process.ts";
 import { nbdUri } from "../live/protecting-process.ts";
-import type { MountAnswer, MountEnd, MountPlan, MountTold } from "./mounting-entry.ts";
+import type { MountAnswer, MountEnd, MountOrder, MountPlan } from "./mounting-entry.ts";
 
 /** For giving up the hold, when there is no time for questions. */
 const endMsMax = 2_000;
 
-export class MountingProcess implements AsyncDisposable {
+export class MountingProcess extends AskedProcess<MountOrder, MountAnswer> {
   /** Where NBD clients find the point. */
   readonly uri: string;
-  readonly #program: Program;
-  readonly #signal: AbortSignal | undefined;
 
-  private constructor(program: Program, plan: MountPlan, signal: AbortSignal | undefined) {
-    this.uri = nbdUri(plan.socket, plan.disk);
-    this.#program = program;
-    this.#signal = signal;
+  private constructor({ socket, disk }: MountPlan, signal: AbortSignal | undefined) {
+    super("#mounting-process", "the mounting process", signal);
+    this.uri = nbdUri(socket, disk);
   }
 
   /**
@@ -33,15 +28,9 @@ export class MountingProcess implements AsyncDisposable {
     plan: MountPlan,
     signal: AbortSignal | undefined,
   ): Promise<{ readonly process: MountingProcess; readonly servedMs: number }> {
-    // A ^C at the terminal is for us; what it means for the process we tell it.
-    const child = fork(fileURLToPath(import.meta.resolve("#mounting-process")), [], {
-      execArgv: [],
-      detached: true,
-      stdio: ["ignore", "ignore", "inherit", "ipc"],
-    });
-    const started = new MountingProcess(new Program(child, "the mounting process"), plan, signal);
+    const started = new MountingProcess(plan, signal);
     try {
-      const answer = await started.#ask({ plan });
+      const answer = await started.ask({ plan });
       if (!("servedMs" in answer)) throw unasked();
       return { process: started, servedMs: answer.servedMs };
     } catch (error) {
@@ -52,16 +41,16 @@ export class MountingProcess implements AsyncDisposable {
 
   /** Waits until the image of an instant target holds everything. Gives the time from when it was served. */
   async hydrate(): Promise<number> {
-    const answer = await this.#ask("hydrate");
+    const answer = await this.ask("hydrate");
     if (!("hydratedMs" in answer)) throw unasked();
     return answer.hydratedMs;
   }
 
   /** Ends the mount in good order, and the process. */
   async stop(): Promise<MountEnd> {
-    const answer = await this.#ask("stop");
+    const answer = await this.ask("stop");
     if (!("summary" in answer)) throw unasked();
-    await this.#program.ended;
+    await this.program.ended;
     return answer;
   }
 
@@ -70,46 +59,16 @@ export class MountingProcess implements AsyncDisposable {
    * Idempotent.
    */
   async end(): Promise<void> {
-    const { child, ended } = this.#program;
-    const stop: MountTold = "stop";
-    // Whether it was heard, the end will show.
-    if (child.connected) child.send(stop, () => undefined);
+    this.tell("stop");
     const over = new AbortController();
     const late = delay(endMsMax, undefined, { signal: over.signal }).catch(() => undefined);
-    await Promise.race([ended, late]);
+    await Promise.race([this.program.ended, late]);
     over.abort();
-    await this.#program.kill();
+    await this.kill();
   }
 
-  async [Symbol.asyncDispose](): Promise<void> {
+  override async [Symbol.asyncDispose](): Promise<void> {
     await this.end();
-  }
-
-  /** One question at a time. */
-  async #ask(told: MountTold): Promise<Exclude<MountAnswer, { readonly fault: unknown }>> {
-    throwIfAborted(this.#signal);
-    const { child, ended } = this.#program;
-    const over = new AbortController();
-    const answered = new Promise<MountAnswer>((resolve, reject) => {
-      const heard = (answer: MountAnswer): void => resolve(answer);
-      child.once("message", heard);
-      over.signal.addEventListener("abort", () => child.off("message", heard), { once: true });
-      const given = this.#signal;
-      given?.addEventListener("abort", () => reject(interrupted(given)), { once: true, signal: over.signal });
-      void ended.then(() => reject(new TidemarkError("INTERNAL", "the process that mounts the point has ended")));
-      child.send(told, (error) => {
-        if (error !== null)
-          reject(new TidemarkError("INTERNAL", "the mounting process cannot be told anything", { cause: error }));
-      });
-    });
-    try {
-      const answer = await answered;
-      if (!("fault" in answer)) return answer;
-      const { code, message, remedy } = answer.fault;
-      throw new TidemarkError(code, message, remedy === undefined ? {} : { remedy });
-    } finally {
-      over.abort();
-    }
   }
 }
 

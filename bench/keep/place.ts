@@ -30,12 +30,7 @@ export class KeepPlace {
     work: (place: KeepPlace) => Promise<Result>,
   ): Promise<Result> {
     const place = new KeepPlace(config, store);
-    const [outcome] = await Promise.allSettled([work(place)]);
-    const [emptied] = await Promise.allSettled([place.sink.removeAll()]);
-    // What ended the work says more than what then went wrong while it was put away.
-    if (outcome.status === "rejected") throw outcome.reason;
-    if (emptied.status === "rejected") throw emptied.reason;
-    return outcome.value;
+    return await place.sink.emptiedAfter(async () => await work(place));
   }
 
   /** The place once more, with a record of its own. */

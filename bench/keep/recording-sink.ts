@@ -2,7 +2,7 @@
  * Recording sink: notes the objects and ranges that pass through it, so that a yardstick can repeat
  * the same transfers alone.
  */
-import type { CallOptions, PutCondition, Sink, StoredObject } from "../../engine/index.ts";
+import type { Sink, StoredObject, Written } from "../../engine/index.ts";
 import { throwIfAborted } from "../../engine/index.ts";
 import { NestedSink } from "../nested-sink.ts";
 
@@ -24,25 +24,21 @@ export class RecordingSink extends NestedSink {
     return sizeOf(this.#transfers.filter(({ kind }) => kind !== "put"));
   }
 
-  override async getObject(name: string, sizeBytesMax: number, options?: CallOptions): Promise<StoredObject> {
-    const object = await super.getObject(name, sizeBytesMax, options);
-    this.#transfers.push({ kind: "get", name, sizeBytes: object.bytes.byteLength });
+  override async getObject(...call: Parameters<Sink["getObject"]>): Promise<StoredObject> {
+    const object = await super.getObject(...call);
+    this.#transfers.push({ kind: "get", name: call[0], sizeBytes: object.bytes.byteLength });
     return object;
   }
 
-  override async putObject(
-    name: string,
-    bytes: Uint8Array,
-    condition: PutCondition,
-    options?: CallOptions,
-  ): Promise<{ readonly etag: string }> {
-    const written = await super.putObject(name, bytes, condition, options);
-    this.#transfers.push({ kind: "put", name, sizeBytes: bytes.byteLength });
+  override async putObject(...call: Parameters<Sink["putObject"]>): Promise<Written> {
+    const written = await super.putObject(...call);
+    this.#transfers.push({ kind: "put", name: call[0], sizeBytes: call[1].byteLength });
     return written;
   }
 
-  override async readPages(name: string, offset: number, into: Uint8Array, options?: CallOptions): Promise<void> {
-    await super.readPages(name, offset, into, options);
+  override async readPages(...call: Parameters<Sink["readPages"]>): Promise<void> {
+    await super.readPages(...call);
+    const [name, offset, into] = call;
     this.#transfers.push({ kind: "read", name, offset, sizeBytes: into.byteLength });
   }
 

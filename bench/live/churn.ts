@@ -92,7 +92,7 @@ async function churn(
     readonly seed: number;
   },
 ): Promise<Churn> {
-  const before = await process.order({ kind: "status" });
+  const before = await process.ask({ kind: "status" });
   const startedAtMs = Date.now();
   const figures = await runFio(config, {
     uri: process.uri,
@@ -106,11 +106,11 @@ async function churn(
     traced: `clients, ${(load.bytesPerSecond / 1e6).toFixed(0)} MB/s`,
   });
   const endedAtMs = Date.now();
-  const after = await process.order({ kind: "status" });
+  const after = await process.ask({ kind: "status" });
   const leftFrom = performance.now();
   await process.point();
   const leftMs = performance.now() - leftFrom;
-  const settled = await process.order({ kind: "status" });
+  const settled = await process.ask({ kind: "status" });
   // A point that was cut under the load and committed later was not missed: how late it was is told
   // by the lag.
   const points = settled.points.filter(({ cutAtMs }) => cutAtMs >= startedAtMs && cutAtMs <= endedAtMs);

@@ -132,7 +132,7 @@ async function measure(
   const { process, cycleMs, files, sizeBytes, store } = place;
   config.begin(`first points${store}`);
   await process.point();
-  await process.order({ kind: "pause" });
+  await process.ask({ kind: "pause" });
   const drained: number[] = [];
   const results: Result[] = [];
   const taken = peerUri === undefined ? ownWays : ways;
@@ -161,7 +161,7 @@ async function measure(
       }
     }
   }
-  await process.order({ kind: "resume" });
+  await process.ask({ kind: "resume" });
   await process.point();
   const { peakRssBytes } = await process.stop();
   return { results, drained: median(drained), peakRssBytes };
@@ -218,12 +218,12 @@ async function whileDraining(
   load: (uri: string) => Promise<FioFigures>,
   drained: number[],
 ): Promise<FioFigures> {
-  await process.order({ kind: "drain", bytes: Math.round(bytes) });
+  await process.ask({ kind: "drain", bytes: Math.round(bytes) });
   const startedAt = performance.now();
   const figures = await load(process.uri);
   const elapsedMs = performance.now() - startedAt;
   // What was written under it is shipped too, so that the next pattern begins with a disk at rest.
-  const { drainedMs } = await process.order({ kind: "rest" });
+  const { drainedMs } = await process.ask({ kind: "rest" });
   drained.push(Math.min(1, drainedMs / elapsedMs));
   return figures;
 }

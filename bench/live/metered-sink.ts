@@ -3,7 +3,8 @@
  * in an HDR histogram.
  */
 import { createHistogram } from "node:perf_hooks";
-import type { CallOptions, PageFence, PutCondition, StoredObject } from "../../engine/index.ts";
+import type { Sink, StoredObject } from "../../engine/index.ts";
+import type { Answer, SinkRequest } from "../../engine/internal.ts";
 import { NestedSink } from "../nested-sink.ts";
 import { type Latency, percentilesOf } from "../trace.ts";
 
@@ -29,39 +30,19 @@ export class MeteredSink extends NestedSink {
     };
   }
 
-  override async getObject(name: string, sizeBytesMax: number, options?: CallOptions): Promise<StoredObject> {
-    return await this.#metered(super.getObject(name, sizeBytesMax, options), ({ bytes }) => bytes.byteLength);
-  }
-
-  override async putObject(
-    name: string,
-    bytes: Uint8Array,
-    condition: PutCondition,
-    options?: CallOptions,
-  ): Promise<{ readonly etag: string }> {
-    return await this.#metered(super.putObject(name, bytes, condition, options), () => bytes.byteLength);
-  }
-
-  override async writePages(
-    name: string,
-    offset: number,
-    bytes: Uint8Array,
-    fence: PageFence,
-    options?: CallOptions,
-  ): Promise<{ readonly etag: string }> {
-    return await this.#metered(super.writePages(name, offset, bytes, fence, options), () => bytes.byteLength);
-  }
-
-  override async readPages(name: string, offset: number, into: Uint8Array, options?: CallOptions): Promise<void> {
-    await this.#metered(super.readPages(name, offset, into, options), () => into.byteLength);
-  }
-
-  async #metered<Result>(request: Promise<Result>, bytesOf: (result: Result) => number): Promise<Result> {
+  protected override async send<Method extends SinkRequest>(
+    method: Method,
+    call: readonly [...Parameters<Sink[Method]>],
+  ): Promise<Answer<Method>> {
     const startedAt = performance.now();
-    const result = await request;
+    const answer = await super.send(method, call);
+    const elapsedMs = performance.now() - startedAt;
+    const read = method === "getObject" ? [(answer as StoredObject).bytes] : [];
+    const data = [...call, ...read].find((part) => part instanceof Uint8Array);
+    if (data === undefined) return answer;
     // HDR histograms begin with 1.
-    this.#histogram.record(Math.max(1, Math.round((performance.now() - startedAt) * 1_000)));
-    this.#bytes += bytesOf(result);
-    return result;
+    this.#histogram.record(Math.max(1, Math.round(elapsedMs * 1_000)));
+    this.#bytes += data.byteLength;
+    return answer;
   }
 }

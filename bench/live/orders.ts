@@ -1,9 +1,5 @@
-/**
- * Messages between a benchmark and the process that protects its disk, over the channel that Node
- * gives parent and child: first the plan, so that no credential is in an argument or in the
- * environment, then orders, each with an answer.
- */
-import type { ErrorCode, PointSummary, ProtectionPolicy, ProtectionState } from "../../engine/index.ts";
+/** Orders of a benchmark to the process that protects its disk, and the answer. */
+import type { PointSummary, ProtectionPolicy, ProtectionState } from "../../engine/index.ts";
 import type { AzureCredentials, ProxyOptions } from "../../sink/index.ts";
 import type { StoreTraffic } from "./metered-sink.ts";
 
@@ -46,11 +42,12 @@ export interface ProtectionPlan {
 }
 
 /**
- * `point`: take one, answer when it is committed. `drain`: change `bytes` at the front of the disk,
+ * `serve`: the first one, answered when the disk is served. `point`: take one, answer when it is committed. `drain`: change `bytes` at the front of the disk,
  * answer when the cut of the next cycle has them. `rest`: take a point, then none. `pause`: take none. `stop`: end and save the
  * exact marks; the process ends after its answer.
  */
 export type Order =
+  | { readonly kind: "serve"; readonly plan: ProtectionPlan }
   | { readonly kind: "point" }
   | { readonly kind: "pause" }
   | { readonly kind: "resume" }
@@ -84,17 +81,3 @@ export interface Condition {
   /** The answer to `rest`: how long the cycle that `drain` waited for was under way. */
   readonly drainedMs: number;
 }
-
-export interface Fault {
-  readonly code: ErrorCode;
-  readonly message: string;
-  readonly remedy: string | undefined;
-}
-
-/** From the benchmark: the plan has no number. */
-export type Told = { readonly plan: ProtectionPlan } | { readonly number: number; readonly order: Order };
-
-/** From the protecting process. Number 0 answers the plan: the disk is served. */
-export type Answer =
-  | { readonly number: number; readonly condition: Condition }
-  | { readonly number: number; readonly fault: Fault };

@@ -47,12 +47,7 @@ export class LivePlace {
     const place = new LivePlace(config, store);
     await mkdir(place.#stateFolder);
     await place.#makeImage();
-    const [outcome] = await Promise.allSettled([work(place)]);
-    const [emptied] = await Promise.allSettled([place.#sink.removeAll()]);
-    // What ended the work says more than what then went wrong while it was put away.
-    if (outcome.status === "rejected") throw outcome.reason;
-    if (emptied.status === "rejected") throw emptied.reason;
-    return outcome.value;
+    return await place.#sink.emptiedAfter(async () => await work(place));
   }
 
   /**

@@ -20,17 +20,15 @@ import {
 import { openSink } from "../../sink/index.ts";
 import { DiscardingSink } from "../discarding-sink.ts";
 import { rangeBytes } from "../image.ts";
+import { answerParent } from "./asked-process.ts";
 import { MeteredSink } from "./metered-sink.ts";
 import {
-  type Answer,
   type Condition,
-  type Fault,
   type Order,
   type ProtectionPlan,
   policyOf,
   type SeenPoint,
   type StoreAddress,
-  type Told,
 } from "./orders.ts";
 
 /** 1 Gbit/s. It holds while a cycle drains. */
@@ -61,7 +59,7 @@ class Protecting {
     return this.#condition(await this.#opened);
   }
 
-  async obey(order: Order): Promise<Condition> {
+  async obey(order: Exclude<Order, { readonly kind: "serve" }>): Promise<Condition> {
     const opened = await this.#opened;
     const { protection } = opened;
     switch (order.kind) {
@@ -192,42 +190,17 @@ async function change({ device }: Protection, bytes: number): Promise<void> {
   }
 }
 
-function faultOf(error: unknown): Fault {
-  if (error instanceof TidemarkError) return { code: error.code, message: error.message, remedy: error.remedy };
-  return { code: "INTERNAL", message: String(error), remedy: undefined };
-}
-
 let protecting: Protecting | undefined;
 
-async function answer(number: number, condition: () => Promise<Condition>, isLast: boolean): Promise<void> {
-  let told: Answer;
-  try {
-    told = { number, condition: await condition() };
-  } catch (error) {
-    told = { number, fault: faultOf(error) };
+async function obey(order: Order): Promise<Condition> {
+  if (order.kind === "serve") {
+    protecting = new Protecting(order.plan);
+    return await protecting.ready();
   }
-  process.send?.(told, undefined, undefined, () => {
-    if (isLast || (number === 0 && "fault" in told)) process.exit(0);
-  });
+  if (protecting === undefined) throw new TidemarkError("INTERNAL", "an order came before the plan");
+  return await protecting.obey(order);
 }
 
-process.on("message", (told: Told) => {
-  if ("plan" in told) {
-    const started = new Protecting(told.plan);
-    protecting = started;
-    void answer(0, async () => await started.ready(), false);
-    return;
-  }
-  const { number, order } = told;
-  const asked = protecting;
-  void answer(
-    number,
-    async () => {
-      if (asked === undefined) throw new TidemarkError("INTERNAL", "an order came before the plan");
-      return await asked.obey(order);
-    },
-    order.kind === "stop",
-  );
-});
+answerParent(obey, ({ kind }: Order) => kind === "stop");
 // The parent is gone.
 process.once("disconnect", () => process.exit(0));

@@ -137,7 +137,7 @@ async function watch(config: BenchConfig, process: ProtectingProcess, over: Abor
 }
 
 async function look(process: ProtectingProcess, atMs: number): Promise<Sample> {
-  const { committedLagMs } = await process.order({ kind: "status" });
+  const { committedLagMs } = await process.ask({ kind: "status" });
   const { rssBytes, handles } = await footprint(process.pid);
   return { atMs, rssBytes, handles, lagMs: committedLagMs ?? atMs };
 }

@@ -56,7 +56,7 @@ interface Look {
 
 async function lookAt(process: ProtectingProcess, trace: Trace): Promise<Look | undefined> {
   try {
-    const condition = await process.order({ kind: "status" });
+    const condition = await process.ask({ kind: "status" });
     const [rssBytes, threads] = [await residentBytes(process.pid), await threadTimes(process.pid)];
     return { atMs: trace.now(), condition, rssBytes, threads };
   } catch {

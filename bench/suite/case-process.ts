@@ -1,7 +1,6 @@
 /** Handle of a process that measures one case. */
-import { fork } from "node:child_process";
-import { fileURLToPath } from "node:url";
-import { type ErrorCode, TidemarkError } from "../../engine/index.ts";
+import { TidemarkError } from "../../engine/index.ts";
+import { errorOf, type Fault, forkEntry } from "../live/asked-process.ts";
 import type { StoreAddress } from "../live/orders.ts";
 import { Program } from "../live/programs.ts";
 import type { BenchOptions } from "../options.ts";
@@ -20,7 +19,7 @@ export type CaseOrder = { readonly kind: "run"; readonly options: CaseOptions } 
 export type CaseAnswer =
   | { readonly kind: "step"; readonly step: string }
   | { readonly kind: "report"; readonly report: BenchReport }
-  | { readonly kind: "fault"; readonly code: ErrorCode; readonly message: string; readonly remedy: string | undefined };
+  | ({ readonly kind: "fault" } & Fault);
 
 /**
  * Measures a case in a process of its own. Errors: those of the case; INTERNAL when the process ends
@@ -31,12 +30,7 @@ export async function measureInProcess(
   onStep: (step: string) => void,
   signal: AbortSignal | undefined,
 ): Promise<BenchReport> {
-  // A ^C at the terminal is for us; what it means for the process we tell it.
-  const child = fork(fileURLToPath(import.meta.resolve("#bench-case")), [], {
-    execArgv: [],
-    detached: true,
-    stdio: ["ignore", "ignore", "inherit", "ipc"],
-  });
+  const child = forkEntry("#bench-case");
   await using program = new Program(child, "the process of a case");
   const send = (order: CaseOrder): void => void child.send(order);
   let answer: CaseAnswer | undefined;
@@ -60,6 +54,5 @@ export async function measureInProcess(
   if (answer?.kind === "report") return answer.report;
   if (answer?.kind !== "fault")
     throw new TidemarkError("INTERNAL", `the process of the case ${options.kind} ended without an answer`);
-  const { code, message, remedy } = answer;
-  throw new TidemarkError(code, message, remedy === undefined ? {} : { remedy });
+  throw errorOf(answer);
 }

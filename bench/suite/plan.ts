@@ -1,10 +1,5 @@
-/**
- * Plan of a suite: which cases, in which order, with which sizes, and how often.
- *
- * Order: what is bare first, whole cycles next, live disks, kept points, and last what costs depend
- * on. A case that needs the processors' caches cold or warm makes them so itself.
- */
-import type { BenchKind } from "../kinds.ts";
+/** Plan of a suite: which cases, with which sizes, and how often. */
+import { type BenchKind, benchKinds, cases } from "../kinds.ts";
 import type { CaseOptions } from "./case-process.ts";
 
 export type SuiteMode = "quick" | "full";
@@ -84,52 +79,14 @@ const small: Readonly<Partial<Record<BenchKind, Partial<CaseOptions>>>> = {
   collect: { deadBytes: 128 * mib, cycleMs: 1_000, seconds: 2.5, diskBytes: 256 * mib },
 };
 
-/** The soak takes an hour and is run apart. */
-const order: readonly BenchKind[] = [
-  "kernels",
-  "start",
-  "pipeline",
-  "initial",
-  "scattered",
-  "restore",
-  "front",
-  "burst",
-  "churn",
-  "restart",
-  "mount",
-  "instant",
-  "failover",
-  "copy",
-  "prune",
-  "open",
-  "collect",
-  "size",
-  "disks",
-  "lanes",
-  "blocks",
-  "scaling",
-  "peers",
-];
-
-/** Cases that work on the suite's image. The others make disks of their own. */
-const imageKinds: readonly BenchKind[] = [
-  "pipeline",
-  "initial",
-  "scattered",
-  "restore",
-  "lanes",
-  "blocks",
-  "scaling",
-  "peers",
-];
-
-/** The cases in their order, those that need an image with `image`. */
+/** The cases but the soak, which takes an hour and is run apart; those that need an image with `image`. */
 export function planOf(mode: SuiteMode, image: string, given: Partial<CaseOptions>): PlannedCase[] {
-  return order.map((kind) => ({
+  const planned = benchKinds.filter((kind) => kind !== "soak");
+  return planned.map((kind) => ({
     kind,
     options: {
       ...(mode === "quick" ? { ...small[kind], isSmall: true } : {}),
-      ...(imageKinds.includes(kind) ? { image } : {}),
+      ...(cases[kind].image === "required" ? { image } : {}),
       ...given,
     },
   }));

@@ -52,6 +52,7 @@ class Checker {
   readonly #environment: Environment;
   readonly #document: ConfigDocument;
   readonly #names = { vaults: new Set<string>(), policies: new Set<string>() };
+  readonly #fault = (at: Path, what: string, remedy: string): void => this.#document.fault(at, what, remedy);
 
   constructor(file: string, text: string, isPrivate: boolean, environment: Environment) {
     this.#file = file;
@@ -67,7 +68,7 @@ class Checker {
     this.#document.substitute(this.#environment);
     const root: unknown = this.#document.toPlain();
     if (typeof root !== "object" || root === null || Array.isArray(root)) {
-      this.#document.fault([], "the file holds no sections", "begin with `vaults:`, `policies:` and `disks:`");
+      this.#fault([], "the file holds no sections", "begin with `vaults:`, `policies:` and `disks:`");
       return this.#result(undefined);
     }
     const sections = new Map<string, unknown>(Object.entries(root));
@@ -88,23 +89,21 @@ class Checker {
     for (const vault of resolvedVaults.values()) {
       const ofVault = disks.filter(({ entry }) => entry.vault === vault.name);
       await judgeRegistration(vault, this.#environment, {
-        vault: (what, remedy) => this.#document.fault(["vaults", vault.name], what, remedy),
+        vault: (what, remedy) => this.#fault(["vaults", vault.name], what, remedy),
         disks: ofVault.map(({ at, entry: { name } }) => ({
           name,
-          report: (what, remedy) => this.#document.fault([...at, "name"], what, remedy),
+          report: (what, remedy) => this.#fault([...at, "name"], what, remedy),
         })),
       });
     }
     for (const policy of policies.values()) {
       const ofPolicy = [...resolvedDisks.values()].filter((disk) => disk.policy === policy.name);
       await judgeReplicas(policy, ofPolicy, resolvedVaults, (what, remedy) =>
-        this.#document.fault(["policies", policy.name, "replica"], what, remedy),
+        this.#fault(["policies", policy.name, "replica"], what, remedy),
       );
     }
     const copies = this.#checked(["copies"], checkCopies(sections.get("copies"))) ?? [];
-    judgeCopies(copies, this.#names.vaults, resolvedDisks, (at, what, remedy) =>
-      this.#document.fault(at, what, remedy),
-    );
+    judgeCopies(copies, this.#names.vaults, resolvedDisks, this.#fault);
     const config = {
       path: resolve(this.#file),
       vaults: resolvedVaults,
@@ -131,7 +130,7 @@ class Checker {
         this.#document.faultAtKey([], name, `${name} is no section`, remedy);
       }
     for (const name of ["vaults", "policies", "disks"]) {
-      if (!sections.has(name)) this.#document.fault([], `the section ${name} is missing`, "add it");
+      if (!sections.has(name)) this.#fault([], `the section ${name} is missing`, "add it");
     }
   }
 
@@ -144,7 +143,7 @@ class Checker {
     const sound = new Map<string, Entry & { readonly name: string }>();
     if (value === undefined) return sound;
     if (typeof value !== "object" || value === null || Array.isArray(value)) {
-      this.#document.fault(
+      this.#fault(
         [section],
         `${section} is not a section with names`,
         `write \`NAME:\` and its fields below ${section}`,
@@ -162,7 +161,7 @@ class Checker {
   #diskEntries(value: unknown): readonly { readonly at: Path; readonly entry: DiskEntry }[] {
     if (value === undefined) return [];
     if (!Array.isArray(value)) {
-      this.#document.fault(["disks"], "disks is not a list", "write each disk as `- name: …` with its fields below");
+      this.#fault(["disks"], "disks is not a list", "write each disk as `- name: …` with its fields below");
       return [];
     }
     return value.flatMap((fields: unknown, index) => {
@@ -174,7 +173,7 @@ class Checker {
 
   #checked<Entry>(at: Path, { entry, faults }: Checked<Entry>): Entry | undefined {
     for (const { path, key, what, remedy } of faults) {
-      if (key === undefined) this.#document.fault([...at, ...path], what, remedy);
+      if (key === undefined) this.#fault([...at, ...path], what, remedy);
       else this.#document.faultAtKey([...at, ...path], key, what, remedy);
     }
     // Marked last: all faults of one entry are told, and the value that stands in for a faulty
@@ -199,7 +198,7 @@ class Checker {
       // Each `memory:` without a name is a vault of its own.
       const other = place === "memory:" ? undefined : places.get(place);
       if (other !== undefined)
-        this.#document.fault(
+        this.#fault(
           [...at, "address"],
           `the vault ${other} has the same address`,
           "use one vault for all of its disks",
@@ -218,7 +217,7 @@ class Checker {
       return spec.kind === "azurite" ? `azurite:${this.#path(spec.dir)}` : address;
     } catch (error) {
       if (!(error instanceof TidemarkError)) throw error;
-      this.#document.fault(at, error.message, error.remedy ?? "correct it");
+      this.#fault(at, error.message, error.remedy ?? "correct it");
       return undefined;
     }
   }
@@ -226,13 +225,13 @@ class Checker {
   #judgeProxy(at: Path, text: string): void {
     const url = URL.canParse(text) ? new URL(text) : undefined;
     if (url === undefined || !/^https?:$/.test(url.protocol))
-      this.#document.fault(at, "the proxy's url is none", "write http://HOST:PORT");
+      this.#fault(at, "the proxy's url is none", "write http://HOST:PORT");
     else if (url.password !== "") this.#refuseSecret(at, "the proxy's url holds a password");
   }
 
   #refuseSecret(at: Path, what: string): void {
     if (this.#isPrivate || !this.#document.isLiteral(at)) return;
-    this.#document.fault(
+    this.#fault(
       at,
       `${what}, and others can read this file`,
       "write ${ENV:NAME} and set that variable, or chmod 600 the file",
@@ -252,7 +251,7 @@ class Checker {
       this.#document.isSound([...at, one]) && this.#document.isSound([...at, other]);
     if (app !== undefined && app < crash && both("appConsistentFrequency", "crashConsistentFrequency")) {
       const what = `appConsistentFrequency is shorter than crashConsistentFrequency (${formatDuration(crash)})`;
-      this.#document.fault([...at, "appConsistentFrequency"], what, "make it longer");
+      this.#fault([...at, "appConsistentFrequency"], what, "make it longer");
     }
     if (
       app !== undefined &&
@@ -261,11 +260,11 @@ class Checker {
       both("appConsistentFrequency", "recoveryPointRetention")
     ) {
       const what = `appConsistentFrequency is not shorter than recoveryPointRetention (${formatDuration(retention)})`;
-      this.#document.fault([...at, "appConsistentFrequency"], what, "make it shorter, or keep points longer");
+      this.#fault([...at, "appConsistentFrequency"], what, "make it shorter, or keep points longer");
     }
     if (threshold !== undefined && threshold < crash && both("recoveryPointThreshold", "crashConsistentFrequency")) {
       const what = `recoveryPointThreshold is shorter than crashConsistentFrequency (${formatDuration(crash)}), so it is always exceeded`;
-      this.#document.fault([...at, "recoveryPointThreshold"], what, "make it longer");
+      this.#fault([...at, "recoveryPointThreshold"], what, "make it longer");
     }
   }
 
@@ -283,11 +282,7 @@ class Checker {
       this.#judgeName([...at, "vault"], "vault", entry.vault, this.#names.vaults);
       this.#judgeName([...at, "policy"], "policy", entry.policy, this.#names.policies);
       if (disks.has(entry.name))
-        this.#document.fault(
-          [...at, "name"],
-          `there is another disk ${entry.name}`,
-          "give each disk a name of its own",
-        );
+        this.#fault([...at, "name"], `there is another disk ${entry.name}`, "give each disk a name of its own");
       const listen = this.#resolveListen(at, entry);
       const image = this.#path(entry.image);
       await this.#judgeImage([...at, "image"], image, entry, vault, images);
@@ -318,7 +313,7 @@ class Checker {
     const group = disks.get(entry.name)?.group;
     if (group !== undefined && [...disks.values()].some((other) => other.group === group && other.hooks !== undefined))
       return;
-    this.#document.fault(
+    this.#fault(
       [...at, "hooks"],
       `the policy ${policy.name} wants application-consistent points, and the disk has no hooks that bring its application to rest`,
       "add hooks with pre and post, or use a policy with appConsistentFrequency: off",
@@ -328,13 +323,13 @@ class Checker {
   #judgeName(at: Path, what: string, name: string, known: ReadonlySet<string>): void {
     if (known.has(name)) return;
     const remedy = meant(name, [...known], `define it under ${what === "vault" ? "vaults" : "policies"}`);
-    this.#document.fault(at, `the ${what} ${name} is not defined`, remedy);
+    this.#fault(at, `the ${what} ${name} is not defined`, remedy);
   }
 
   #resolveListen(at: Path, entry: DiskEntry): ListenConfig | undefined {
     const address = parseListen(entry.listen, this.#folder);
     if (typeof address === "string") {
-      this.#document.fault([...at, "listen"], `listen ${address}`, "write unix:PATH or tcp:HOST:PORT");
+      this.#fault([...at, "listen"], `listen ${address}`, "write unix:PATH or tcp:HOST:PORT");
       return undefined;
     }
     const { tls } = entry;
@@ -348,7 +343,7 @@ class Checker {
     const other = listeners.get(key);
     if (other === undefined) listeners.set(key, disk);
     else if (JSON.stringify(other.listen.tls) !== JSON.stringify(disk.listen.tls)) {
-      this.#document.fault(
+      this.#fault(
         [...at, "listen"],
         `the disk ${other.name} listens on ${key} with other tls files`,
         "use the same tls for both, or another address",
@@ -362,7 +357,7 @@ class Checker {
     const field = disk.group === this.#document.valueAt([...at, "group"]) ? "group" : "policy";
     for (const what of ["vault", "policy"] as const) {
       if (other[what] === disk[what]) continue;
-      this.#document.fault(
+      this.#fault(
         [...at, field],
         `the group ${disk.group ?? ""} has disks with different ${what === "vault" ? "vaults" : "policies"} (${other.name}, ${disk.name})`,
         `give all disks of a group one ${what}`,
@@ -381,25 +376,20 @@ class Checker {
     if (!(await this.#judgeReadable(at, image, constants.R_OK + constants.W_OK))) return;
     const status = await stat(image);
     if (!status.isFile() && !status.isBlockDevice()) {
-      this.#document.fault(
-        at,
-        `${image} is neither a file nor a block device`,
-        "name a disk's image or a block device",
-      );
+      this.#fault(at, `${image} is neither a file nor a block device`, "name a disk's image or a block device");
       return;
     }
     const identity = status.isBlockDevice() ? `device ${status.rdev}` : await realpath(image);
     if (!this.#document.isSound(at)) return;
     const other = images.get(identity);
-    if (other !== undefined)
-      this.#document.fault(at, `the disk ${other} has the same image`, "protect each image as one disk");
+    if (other !== undefined) this.#fault(at, `the disk ${other} has the same image`, "protect each image as one disk");
     images.set(identity, entry.name);
     if (vault === undefined) return;
     try {
       await refuseInsideVault({ vault: vault.address }, image, "image");
     } catch (error) {
       if (!(error instanceof TidemarkError)) throw error;
-      this.#document.fault(at, error.message, error.remedy ?? "keep vault and image apart");
+      this.#fault(at, error.message, error.remedy ?? "keep vault and image apart");
     }
   }
 
@@ -409,10 +399,9 @@ class Checker {
       return true;
     } catch (error) {
       const code = systemCode(error);
-      if (code === "ENOENT" || code === "ENOTDIR")
-        this.#document.fault(at, `${path} does not exist`, "correct the path");
+      if (code === "ENOENT" || code === "ENOTDIR") this.#fault(at, `${path} does not exist`, "correct the path");
       else
-        this.#document.fault(
+        this.#fault(
           at,
           `${path} cannot be ${mode === constants.R_OK ? "read" : "read and written"} (${code ?? "unknown"})`,
           "give this user the right to it",
@@ -424,8 +413,7 @@ class Checker {
   #resolveSocket(socket: string | undefined): string {
     const path = socket === undefined ? controlSocketDefault(this.#environment) : this.#path(socket);
     const wrong = socketPathFault(path);
-    if (wrong !== undefined)
-      this.#document.fault(["control", "socket"], `the control socket ${wrong}`, "name a shorter path");
+    if (wrong !== undefined) this.#fault(["control", "socket"], `the control socket ${wrong}`, "name a shorter path");
     return path;
   }
 
@@ -441,7 +429,7 @@ class Checker {
       sections.has(name) ? this.#checked([name], check(sections.get(name))) : undefined;
     const judge: Judge = {
       folder: this.#folder,
-      report: (at, what, remedy) => this.#document.fault(at, what, remedy),
+      report: this.#fault,
       refuseSecret: (at, what) => this.#refuseSecret(at, what),
     };
     return {

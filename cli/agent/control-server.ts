@@ -24,7 +24,7 @@
  */
 import { createServer, type IncomingMessage, type Server } from "node:http";
 import type { FailoverRuns } from "./failover-runs.ts";
-import { checkHost, type Route, serviceListener, wrongRequest } from "./http-service.ts";
+import { checkHost, type Routes, serviceListener, wrongRequest } from "./http-service.ts";
 import type { ReloadSummary } from "./summaries.ts";
 import type { Supervisor, Target } from "./supervisor.ts";
 
@@ -44,116 +44,60 @@ export interface ControlTarget {
   };
 }
 
-const monitoringRoutes: readonly Route<ControlTarget>[] = [
-  {
-    method: "GET",
-    path: "/metrics",
-    answer: async ({ metrics }) => ({ content: await metrics.text(), contentType: metrics.contentType }),
+const monitoringRoutes: Routes<ControlTarget> = {
+  "GET /metrics": async ({ metrics }) => ({ content: await metrics.text(), contentType: metrics.contentType }),
+  "GET /healthz": async ({ supervisor }) => {
+    const { health } = supervisor.status();
+    return { json: { health }, status: health === "Critical" ? 503 : 200 };
   },
-  {
-    method: "GET",
-    path: "/healthz",
-    answer: async ({ supervisor }) => {
-      const { health } = supervisor.status();
-      return { json: { health }, status: health === "Critical" ? 503 : 200 };
-    },
-  },
-];
+};
 
-export const controlRoutes: readonly Route<ControlTarget>[] = [
-  { method: "GET", path: "/v1/status", answer: async ({ supervisor }) => ({ json: supervisor.status() }) },
-  { method: "GET", path: "/v1/disks/", answer: async ({ supervisor }, { rest }) => ({ json: supervisor.disk(rest) }) },
-  {
-    method: "GET",
-    path: "/v1/points/",
-    answer: async ({ supervisor }, { rest, signal }) => ({
-      json: { disk: rest.normalize("NFC"), points: await supervisor.points(rest, signal) },
-    }),
+export const controlRoutes: Routes<ControlTarget> = {
+  "GET /v1/status": async ({ supervisor }) => ({ json: supervisor.status() }),
+  "GET /v1/disks/": async ({ supervisor }, { rest }) => ({ json: supervisor.disk(rest) }),
+  "GET /v1/points/": async ({ supervisor }, { rest, signal }) => ({
+    json: { disk: rest.normalize("NFC"), points: await supervisor.points(rest, signal) },
+  }),
+  "GET /v1/vaults/": async ({ supervisor }, { rest, signal }) => ({ json: await supervisor.vaultStats(rest, signal) }),
+  "POST /v1/point": async ({ supervisor }, { fields, signal }) => {
+    const { applicationConsistent, ...names } = only(fields, "disk", "group", "applicationConsistent");
+    const target = targetOf(names);
+    if (target.disk === undefined && target.group === undefined)
+      throw wrongRequest("neither disk nor group is named", "name one of them");
+    const options = { applicationConsistent: flag(applicationConsistent, "applicationConsistent", false), signal };
+    return { json: { points: await supervisor.point(target, options) } };
   },
-  {
-    method: "GET",
-    path: "/v1/vaults/",
-    answer: async ({ supervisor }, { rest, signal }) => ({ json: await supervisor.vaultStats(rest, signal) }),
+  "POST /v1/pause": async ({ supervisor }, { fields }) => ({
+    json: { disks: supervisor.pause(targetOf(only(fields, "disk", "group"))) },
+  }),
+  "POST /v1/resume": async ({ supervisor }, { fields }) => ({
+    json: { disks: await supervisor.resume(targetOf(only(fields, "disk", "group"))) },
+  }),
+  "POST /v1/reload": async ({ reload }, { fields }) => {
+    only(fields);
+    return { json: await reload() };
   },
-  {
-    method: "POST",
-    path: "/v1/point",
-    answer: async ({ supervisor }, { fields, signal }) => {
-      const { applicationConsistent, ...names } = only(fields, "disk", "group", "applicationConsistent");
-      const target = targetOf(names);
-      if (target.disk === undefined && target.group === undefined)
-        throw wrongRequest("neither disk nor group is named", "name one of them");
-      const options = { applicationConsistent: flag(applicationConsistent, "applicationConsistent", false), signal };
-      return { json: { points: await supervisor.point(target, options) } };
-    },
+  "POST /v1/stop": async ({ stop, supervisor }, { fields }) => {
+    const { drain, ...names } = only(fields, "disk", "group", "drain");
+    const target = targetOf(names);
+    const options = { drain: flag(drain, "drain", true) };
+    if (target.disk !== undefined || target.group !== undefined)
+      return { json: await supervisor.stopDisks(target, options) };
+    await stop(options);
+    return { json: { stopped: true } };
   },
-  {
-    method: "POST",
-    path: "/v1/pause",
-    answer: async ({ supervisor }, { fields }) => ({
-      json: { disks: supervisor.pause(targetOf(only(fields, "disk", "group"))) },
-    }),
+  "PUT /v1/limit": async ({ supervisor }, { fields }) => {
+    const { vault, bytesPerSecond } = only(fields, "vault", "bytesPerSecond");
+    if (typeof vault !== "string") throw wrongRequest("vault is missing", "name the vault as the configuration does");
+    supervisor.setLimit(vault, limitOf(bytesPerSecond));
+    return { json: { vault, bytesPerSecond } };
   },
-  {
-    method: "POST",
-    path: "/v1/resume",
-    answer: async ({ supervisor }, { fields }) => ({
-      json: { disks: await supervisor.resume(targetOf(only(fields, "disk", "group"))) },
-    }),
-  },
-  {
-    method: "POST",
-    path: "/v1/reload",
-    answer: async ({ reload }, { fields }) => {
-      only(fields);
-      return { json: await reload() };
-    },
-  },
-  {
-    method: "POST",
-    path: "/v1/stop",
-    answer: async ({ stop, supervisor }, { fields }) => {
-      const { drain, ...names } = only(fields, "disk", "group", "drain");
-      const target = targetOf(names);
-      const options = { drain: flag(drain, "drain", true) };
-      if (target.disk !== undefined || target.group !== undefined)
-        return { json: await supervisor.stopDisks(target, options) };
-      await stop(options);
-      return { json: { stopped: true } };
-    },
-  },
-  {
-    method: "PUT",
-    path: "/v1/limit",
-    answer: async ({ supervisor }, { fields }) => {
-      const { vault, bytesPerSecond } = only(fields, "vault", "bytesPerSecond");
-      if (typeof vault !== "string") throw wrongRequest("vault is missing", "name the vault as the configuration does");
-      supervisor.setLimit(vault, limitOf(bytesPerSecond));
-      return { json: { vault, bytesPerSecond } };
-    },
-  },
-  {
-    method: "GET",
-    path: "/v1/failover",
-    answer: async ({ failovers }, { signal }) => ({ json: await failovers.list(signal) }),
-  },
-  {
-    method: "GET",
-    path: "/v1/failover/",
-    answer: async ({ failovers }, { rest, signal }) => ({ json: await failovers.show(rest, signal) }),
-  },
-  {
-    method: "POST",
-    path: "/v1/failover",
-    answer: async ({ failovers }, { fields, signal }) => ({ json: await failovers.operate(fields, signal) }),
-  },
-  {
-    method: "GET",
-    path: "/v1/jobs",
-    answer: async ({ failovers }, { signal }) => ({ json: { jobs: await failovers.jobs(signal) } }),
-  },
+  "GET /v1/failover": async ({ failovers }, { signal }) => ({ json: await failovers.list(signal) }),
+  "GET /v1/failover/": async ({ failovers }, { rest, signal }) => ({ json: await failovers.show(rest, signal) }),
+  "POST /v1/failover": async ({ failovers }, { fields, signal }) => ({ json: await failovers.operate(fields, signal) }),
+  "GET /v1/jobs": async ({ failovers }, { signal }) => ({ json: { jobs: await failovers.jobs(signal) } }),
   ...monitoringRoutes,
-];
+};
 
 /**
  * The server of the API, not listening yet. It may listen before `target` resolves: requests wait

@@ -111,9 +111,7 @@ class EngineVault implements VaultPort {
     this.#scrubbing = new Scrubbing(parts.scrub, {
       scrub: async (options) => await this.#vault.scrub(options),
       clock: systemClock,
-      onEvent: (event) => {
-        this.#tell(event);
-      },
+      onEvent: (event) => this.#tell(event),
     });
     this.#collecting = new Collecting(parts.collectEveryMs, {
       collect: async (options) => await this.#vault.collect(options),
@@ -121,9 +119,7 @@ class EngineVault implements VaultPort {
       segmentBytes: async (signal) => await this.#vault.segmentBytes(signal),
       clock: systemClock,
       wallMs: () => Date.now(),
-      onEvent: (event) => {
-        this.#tell(event);
-      },
+      onEvent: (event) => this.#tell(event),
     });
   }
 

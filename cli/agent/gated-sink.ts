@@ -2,9 +2,8 @@
  * Gated sink: a sink that changes nothing while its gate is closed, except objects that are excepted. Reads, and the release
  * of leases, go on.
  */
-
-import { type CallOptions, type Sink } from "../../engine/index.ts";
-import { SinkDecorator } from "../../engine/internal.ts";
+import type { Sink } from "../../engine/index.ts";
+import { type Answer, SinkDecorator, type SinkRequest } from "../../engine/internal.ts";
 
 export interface Gate {
   /** Throws while the gate is closed. */
@@ -12,6 +11,8 @@ export interface Gate {
   /** Objects whose names begin so are changed all the same. */
   readonly exceptedPrefix: string;
 }
+
+const ungated: readonly SinkRequest[] = ["getObject", "statObject", "readPages", "statPages", "releaseLease"];
 
 export class GatedSink extends SinkDecorator {
   readonly #gate: Gate;
@@ -22,64 +23,13 @@ export class GatedSink extends SinkDecorator {
   }
 
   /** Errors: those of the gate. */
-  #pass(name: string): void {
-    if (!name.startsWith(this.#gate.exceptedPrefix)) this.#gate.pass();
-  }
-
-  override async createContainer(options?: CallOptions): Promise<boolean> {
-    this.#gate.pass();
-    return await super.createContainer(options);
-  }
-
-  override async putObject(...call: Parameters<Sink["putObject"]>): ReturnType<Sink["putObject"]> {
-    this.#pass(call[0]);
-    return await super.putObject(...call);
-  }
-
-  override async deleteObject(...call: Parameters<Sink["deleteObject"]>): Promise<void> {
-    this.#pass(call[0]);
-    await super.deleteObject(...call);
-  }
-
-  override async acquireLease(...call: Parameters<Sink["acquireLease"]>): Promise<void> {
-    this.#pass(call[0]);
-    await super.acquireLease(...call);
-  }
-
-  override async renewLease(...call: Parameters<Sink["renewLease"]>): Promise<void> {
-    this.#pass(call[0]);
-    await super.renewLease(...call);
-  }
-
-  override async changeLease(...call: Parameters<Sink["changeLease"]>): Promise<void> {
-    this.#pass(call[0]);
-    await super.changeLease(...call);
-  }
-
-  override async createPages(...call: Parameters<Sink["createPages"]>): ReturnType<Sink["createPages"]> {
-    this.#pass(call[0]);
-    return await super.createPages(...call);
-  }
-
-  override async writePages(...call: Parameters<Sink["writePages"]>): ReturnType<Sink["writePages"]> {
-    this.#pass(call[0]);
-    return await super.writePages(...call);
-  }
-
-  override async clearPages(...call: Parameters<Sink["clearPages"]>): Promise<void> {
-    this.#pass(call[0]);
-    await super.clearPages(...call);
-  }
-
-  override async restorePages(...call: Parameters<Sink["restorePages"]>): Promise<void> {
-    this.#pass(call[0]);
-    await super.restorePages(...call);
-  }
-
-  override async raiseSequenceNumber(
-    ...call: Parameters<Sink["raiseSequenceNumber"]>
-  ): ReturnType<Sink["raiseSequenceNumber"]> {
-    this.#pass(call[0]);
-    return await super.raiseSequenceNumber(...call);
+  protected override async send<Method extends SinkRequest>(
+    method: Method,
+    call: readonly [...Parameters<Sink[Method]>],
+  ): Promise<Answer<Method>> {
+    const [name] = call;
+    const isExcepted = typeof name === "string" && name.startsWith(this.#gate.exceptedPrefix);
+    if (!isExcepted && !ungated.includes(method)) this.#gate.pass();
+    return await super.send(method, call);
   }
 }

@@ -30,16 +30,14 @@ export type Reply =
   | { readonly content: string | Buffer; readonly contentType: string }
   | { readonly stream: (response: ServerResponse) => void; readonly contentType: string };
 
-export interface Route<Target> {
-  readonly method: "GET" | "POST" | "PUT";
-  /** A path that ends in `/` takes one more word, the name. */
-  readonly path: string;
-  readonly answer: (target: Target, call: Call) => Promise<Reply>;
-}
+type Answer<Target> = (target: Target, call: Call) => Promise<Reply>;
+
+/** Answers by method and path, such as `GET /v1/status`. A path that ends in `/` takes one more word, the name. */
+export type Routes<Target> = Readonly<Record<string, Answer<Target>>>;
 
 /** What a server answers. */
 export interface Service<Target> {
-  readonly routes: readonly Route<Target>[];
+  readonly routes: Routes<Target>;
   /** Headers of every answer. */
   readonly headers?: Readonly<Record<string, string>>;
   /** Throws for a request that is not answered. */
@@ -89,10 +87,10 @@ async function serve<Target>(
   try {
     for (const [name, value] of Object.entries(headers)) response.setHeader(name, value);
     admit?.(request);
-    const { route, rest } = find(routes, request);
-    pattern = route.path;
-    const fields = route.method === "GET" ? {} : await readFields(request);
-    const reply = await route.answer(target, { fields, rest, signal: gone.signal, request });
+    const { answer, path, rest } = find(routes, request);
+    pattern = path;
+    const fields = request.method === "GET" ? {} : await readFields(request);
+    const reply = await answer(target, { fields, rest, signal: gone.signal, request });
     if ("json" in reply) send(response, reply.status ?? 200, "application/json", `${JSON.stringify(reply.json)}\n`);
     else if ("content" in reply) send(response, 200, reply.contentType, reply.content);
     else {
@@ -118,22 +116,28 @@ function send(response: ServerResponse, status: number, contentType: string, bod
   response.end(body);
 }
 
-function find<Target>(
-  routes: readonly Route<Target>[],
-  request: IncomingMessage,
-): { readonly route: Route<Target>; readonly rest: string } {
-  const path = (request.url ?? "").replace(/\?.*$/s, "");
-  const matching = routes.filter((route) =>
-    route.path.length > 1 && route.path.endsWith("/") ? path.startsWith(route.path) : path === route.path,
+interface FoundRoute<Target> {
+  readonly answer: Answer<Target>;
+  readonly path: string;
+  /** The name behind the path. */
+  readonly rest: string;
+}
+
+function find<Target>(routes: Routes<Target>, request: IncomingMessage): FoundRoute<Target> {
+  const asked = (request.url ?? "").replace(/\?.*$/s, "");
+  const all = Object.entries(routes).map(([key, answer]) => {
+    const [method = "", path = ""] = key.split(" ");
+    return { method, path, answer };
+  });
+  const matching = all.filter(({ path }) =>
+    path.length > 1 && path.endsWith("/") ? asked.startsWith(path) : asked === path,
   );
   const route = matching.find(({ method }) => method === request.method);
-  if (route !== undefined) return { route, rest: decoded(path.slice(route.path.length)) };
-  const known = routes
-    .map(({ method, path: pattern }) => `${method} ${pattern}${pattern.endsWith("/") ? "NAME" : ""}`)
-    .join(", ");
-  if (matching.length === 0) throw new HttpError(404, `there is nothing at ${path}`, `ask for one of ${known}`);
+  if (route !== undefined) return { ...route, rest: decoded(asked.slice(route.path.length)) };
+  const known = all.map(({ method, path }) => `${method} ${path}${path.endsWith("/") ? "NAME" : ""}`).join(", ");
+  if (matching.length === 0) throw new HttpError(404, `there is nothing at ${asked}`, `ask for one of ${known}`);
   const allow = matching.map(({ method }) => method).join(", ");
-  throw new HttpError(405, `${path} does not answer ${request.method ?? "that"}`, `use ${allow}`, allow);
+  throw new HttpError(405, `${asked} does not answer ${request.method ?? "that"}`, `use ${allow}`, allow);
 }
 
 function decoded(text: string): string {

@@ -7,7 +7,7 @@
 import { readdir } from "node:fs/promises";
 import { monitorEventLoopDelay } from "node:perf_hooks";
 import process from "node:process";
-import { systemCode } from "../../engine/index.ts";
+import { unlessAbsent } from "../../engine/internal.ts";
 import type { Registry } from "./exposition.ts";
 
 /** The sampler's period. Event loop lag is the time between two samples, so it is at least this. */
@@ -43,11 +43,7 @@ export function processMetrics(registry: Registry): () => Promise<void> {
 
 /** Undefined where the platform does not list them. */
 async function openFileCount(): Promise<number | undefined> {
-  try {
-    // The listing itself holds one descriptor.
-    return (await readdir("/dev/fd")).length - 1;
-  } catch (error) {
-    if (systemCode(error) === "ENOENT") return undefined;
-    throw error;
-  }
+  const open = await unlessAbsent(readdir("/dev/fd"));
+  // The listing itself holds one descriptor.
+  return open && open.length - 1;
 }

@@ -4,7 +4,7 @@ import type { RegisteredAgent } from "../../engine/index.ts";
 import { formatDuration, formatNumberOf } from "../quantities.ts";
 import { type VaultFlags, withVaultOptions } from "../settings.ts";
 import { type Column, fields, fittedTable, printable } from "../text.ts";
-import { type CommandContext, withVault } from "./context.ts";
+import { type CommandContext, operation, withVault } from "./context.ts";
 
 export function agentsCommand(context: CommandContext): Command {
   const agents = new Command("agents")
@@ -54,9 +54,8 @@ Example:
 }
 
 async function list(context: CommandContext, flags: VaultFlags): Promise<void> {
-  const { output, signal } = context;
-  const options = { signal, onNotice: output.notice.bind(output) };
-  const found = await withVault(context, flags, async ({ agents }) => await agents.list(options));
+  const { output } = context;
+  const found = await withVault(context, flags, async ({ agents }) => await agents.list(operation(context)));
   for (const agent of found) output.item("agent", agent);
   const critical = found.filter(({ health }) => health === "Critical").length;
   const columns: readonly Column<RegisteredAgent>[] = [

@@ -1,11 +1,11 @@
 /** `tidemark collect`: garbage collection. Frees the space that no point needs any more. */
-import { Command, InvalidArgumentError } from "commander";
+import { Command } from "commander";
 import type { CollectSummary } from "../../engine/index.ts";
 import { exitCodes } from "../errors.ts";
-import { formatBytes, formatDuration, formatNumberOf, parseDuration } from "../quantities.ts";
-import { type VaultFlags, withVaultOptions } from "../settings.ts";
+import { formatBytes, formatDuration, formatNumberOf } from "../quantities.ts";
+import { duration, type VaultFlags, withVaultOptions } from "../settings.ts";
 import { printable } from "../text.ts";
-import { type CommandContext, withVault } from "./context.ts";
+import { type CommandContext, operation, withVault } from "./context.ts";
 
 interface CollectFlags extends VaultFlags {
   readonly dryRun?: boolean;
@@ -32,18 +32,9 @@ Example:
 }
 
 async function collect(context: CommandContext, flags: CollectFlags): Promise<void> {
-  const { output, signal } = context;
-  const summary = await withVault(
-    context,
-    flags,
-    async (vault) =>
-      await vault.collect({
-        dryRun: flags.dryRun,
-        waitMsMax: flags.wait,
-        signal,
-        onNotice: (notice) => output.notice(notice),
-      }),
-  );
+  const { output } = context;
+  const options = { dryRun: flags.dryRun, waitMsMax: flags.wait, ...operation(context) };
+  const summary = await withVault(context, flags, async (vault) => await vault.collect(options));
   const text = printable(describe(summary, flags.dryRun === true));
   if (summary.waitingFor.length > 0) context.exitCode = exitCodes.writerActive;
   if (flags.dryRun === true || summary.waitingFor.length > 0) output.answer("collect", summary, text);
@@ -72,7 +63,5 @@ function describe(summary: CollectSummary, isDryRun: boolean): string {
 }
 
 function waitTime(text: string): number {
-  const waitMs = text === "0" ? 0 : parseDuration(text);
-  if (waitMs === undefined) throw new InvalidArgumentError("It is not a duration such as 60s.");
-  return waitMs;
+  return /^0(ms|s|m|h)?$/.test(text) ? 0 : duration(text);
 }

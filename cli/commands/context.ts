@@ -3,6 +3,7 @@ import { realpath, stat } from "node:fs/promises";
 import { dirname, resolve, sep } from "node:path";
 import {
   FileVolume,
+  type OperationOptions,
   type Sink,
   systemCode,
   TidemarkError,
@@ -38,6 +39,13 @@ export interface CommandContext {
   exitCode: number;
   /** Times in UTC on a terminal too. */
   readonly utc: boolean;
+}
+
+/** Options of an operation: ^C ends it, and its progress and notices go to the output. */
+export function operation({ output, signal }: CommandContext): {
+  readonly [Name in keyof OperationOptions]-?: NonNullable<OperationOptions[Name]>;
+} {
+  return { signal, onProgress: output.progress.bind(output), onNotice: output.notice.bind(output) };
 }
 
 /** How a command comes by its vault. */

@@ -6,7 +6,7 @@ import { formatBytes, formatDuration, formatNumberOf } from "../quantities.ts";
 import { required } from "../reference/definitions.ts";
 import { type VaultFlags, withLanesOption, withWorkersOption } from "../settings.ts";
 import { fields, printable } from "../text.ts";
-import { type CommandContext, withVault } from "./context.ts";
+import { type CommandContext, operation, withVault } from "./context.ts";
 
 interface CopyFlags extends VaultFlags {
   readonly from: string;
@@ -65,9 +65,8 @@ function keysOfTarget(context: CommandContext, { toPassphraseFile }: CopyFlags):
 }
 
 async function copy(context: CommandContext, flags: CopyFlags): Promise<void> {
-  const { output, signal } = context;
+  const { output } = context;
   const { disk: disks, points } = flags;
-  const onNotice = output.notice.bind(output);
   const summary = await withVault(context, { ...flags, vault: flags.from }, async (from) => {
     // Before the other vault is opened: a disk that is missing creates none.
     for (const disk of disks ?? []) await from.points(disk);
@@ -79,9 +78,7 @@ async function copy(context: CommandContext, flags: CopyFlags): Promise<void> {
           disks,
           points,
           onPoint: (copied) => output.item("copied", copied, copiedText(copied, output.time(copied.time))),
-          onProgress: output.progress.bind(output),
-          onNotice,
-          signal,
+          ...operation(context),
         }),
       async (sink, options) => await Vault.openOrCreate(sink, { ...from.parameters, ...options }),
     );

@@ -18,12 +18,12 @@ import { shellWord } from "../../engine/internal.ts";
 import { openSink } from "../../sink/index.ts";
 import { copyAndOverwrite, copyDisk, type DemoDisk, hashOf, makeDisk, overwriteAndDelete } from "../demo-disk.ts";
 import { exitCodes } from "../errors.ts";
-import type { DemoStep } from "../json.ts";
+import type { DemoStep, DemoSummary } from "../json.ts";
 import { makeEmptyFolder } from "../new-file.ts";
 import { formatBytes, formatDuration, formatNumberOf, formatRate, formatRatio } from "../quantities.ts";
 import { TemporaryFolder } from "../temporary-folder.ts";
 import { table } from "../text.ts";
-import { type CommandContext, closing } from "./context.ts";
+import { type CommandContext, closing, operation } from "./context.ts";
 
 interface DemoFlags {
   readonly image?: string;
@@ -148,7 +148,7 @@ class Demo {
     const third = await this.#take(await copyAndOverwrite(this.#disk, seed + 1));
     const returned = [await this.#bringBack(first), await this.#bringBack(third)];
     const startedAt = performance.now();
-    const verified = await this.#vault.verify({ ...this.#reporting() });
+    const verified = await this.#vault.verify(operation(this.#context));
     const found =
       verified.damaged.length === 0 ? "no damage" : `${formatNumberOf(verified.damaged.length, "damage")} found`;
     say(
@@ -165,7 +165,7 @@ class Demo {
     const hash = await hashOf(this.#disk.path, this.#context.signal);
     const volume = await FileVolume.open(this.#disk.path);
     try {
-      const summary = await this.#vault.replicate({ disk: diskName, volume, ...this.#reporting() });
+      const summary = await this.#vault.replicate({ disk: diskName, volume, ...operation(this.#context) });
       say(this.#context, `point ${summary.sequence}`, what, startedAt, summary);
       return { summary, hash };
     } finally {
@@ -176,12 +176,8 @@ class Demo {
   async #bringBack({ summary: { sequence }, hash }: TakenPoint): Promise<ReturnedPoint> {
     const startedAt = performance.now();
     const to = join(this.#folder, `point-${sequence}.img`);
-    const summary = await this.#vault.materialize({
-      disk: diskName,
-      point: String(sequence),
-      to,
-      ...this.#reporting(),
-    });
+    const what = { disk: diskName, point: String(sequence), to };
+    const summary = await this.#vault.materialize({ ...what, ...operation(this.#context) });
     const equal = (await hashOf(to, this.#context.signal)) === hash;
     // One image at a time, so that room for one is enough, unless the user keeps them.
     if (!this.#keeps) await rm(to);
@@ -196,11 +192,6 @@ class Demo {
       },
     );
     return { summary, equal };
-  }
-
-  #reporting(): Pick<Parameters<Vault["replicate"]>[0], "signal" | "onProgress" | "onNotice"> {
-    const { output, signal } = this.#context;
-    return { signal, onProgress: (progress) => output.progress(progress), onNotice: (notice) => output.notice(notice) };
   }
 }
 
@@ -217,16 +208,7 @@ function say(
   output.item("step", { ...fields, step, what, elapsedMs: fields.elapsedMs ?? elapsedMs }, text);
 }
 
-interface Totals {
-  readonly points: number;
-  readonly volumeBytes: number;
-  readonly scannedBytes: number;
-  readonly changedBytes: number;
-  readonly dedupedBytes: number;
-  readonly newBytes: number;
-  readonly storedBytes: number;
-  readonly replicateMs: number;
-}
+type Totals = Omit<DemoSummary, "equal" | "checkedChunks" | "damaged" | "elapsedMs">;
 
 function totals(taken: readonly TakenPoint[]): Totals {
   const sum = (of: (summary: ReplicateSummary) => number): number =>

@@ -4,7 +4,7 @@ import type { DisableSummary } from "../../engine/index.ts";
 import { formatBytes, formatDuration, formatNumberOf } from "../quantities.ts";
 import { type VaultFlags, withVaultOptions } from "../settings.ts";
 import { fields, printable } from "../text.ts";
-import { type CommandContext, withVault } from "./context.ts";
+import { type CommandContext, operation, withVault } from "./context.ts";
 
 interface DisableFlags extends VaultFlags {
   readonly disk: string;
@@ -46,12 +46,11 @@ Examples:
 }
 
 async function disableDisk(context: CommandContext, flags: DisableFlags): Promise<void> {
-  const { output, signal } = context;
   const { disk, force = false } = flags;
   const points = flags.purge === true ? "purge" : "keep";
-  const options = { disk, points, force, signal, onNotice: output.notice.bind(output) } as const;
+  const options = { disk, points, force, ...operation(context) } as const;
   const summary = await withVault(context, flags, async ({ failovers }) => await failovers.disable(options));
-  output.summary("disks disable", summary, describe(summary));
+  context.output.summary("disks disable", summary, describe(summary));
 }
 
 function describe({ disk, reason, purged, removedPoints, freedBytes, leftBehind, elapsedMs }: DisableSummary): string {

@@ -6,7 +6,7 @@ import type { RemoveDiskSummary } from "../../engine/index.ts";
 import { formatBytes, formatDuration, formatNumberOf } from "../quantities.ts";
 import { type VaultFlags, withVaultOptions } from "../settings.ts";
 import { printable } from "../text.ts";
-import { type CommandContext, withVault } from "./context.ts";
+import { type CommandContext, operation, withVault } from "./context.ts";
 
 interface RemoveFlags extends VaultFlags {
   readonly disk: string;
@@ -30,9 +30,9 @@ Example:
 }
 
 async function removeDisk(context: CommandContext, flags: RemoveFlags): Promise<void> {
-  const { output, signal } = context;
+  const { output } = context;
   const dryRun = flags.dryRun === true;
-  const options = { disk: flags.disk, dryRun, signal, onNotice: output.notice.bind(output) };
+  const options = { disk: flags.disk, dryRun, ...operation(context) };
   const summary = await withVault(context, flags, async (vault) => await vault.removeDisk(options));
   if (dryRun) output.answer("disks remove", summary, describe(summary));
   else output.summary("disks remove", summary, describe(summary));

@@ -3,7 +3,7 @@ import type { Command } from "commander";
 import { formatDuration, formatNumberOf } from "../quantities.ts";
 import { type VaultFlags, withVaultOptions } from "../settings.ts";
 import { printable } from "../text.ts";
-import { type CommandContext, withVault } from "./context.ts";
+import { type CommandContext, operation, withVault } from "./context.ts";
 
 interface RenameFlags extends VaultFlags {
   readonly disk: string;
@@ -30,13 +30,11 @@ Example:
   $ tidemark disks rename --disk web --to shop --vault dir:/v`,
     )
     .action(async (flags: RenameFlags) => {
-      const { output, signal } = context;
       const { disk, to } = flags;
-      const onProgress = output.progress.bind(output);
-      const options = { disk, to, onProgress, signal, onNotice: output.notice.bind(output) };
+      const options = { disk, to, ...operation(context) };
       const summary = await withVault(context, flags, async (vault) => await vault.renameDisk(options));
       const { points, elapsedMs } = summary;
       const done = `disk ${printable(disk)} is ${printable(to)} now, with ${formatNumberOf(points, "point")}`;
-      output.summary("disks rename", summary, `${done} (${formatDuration(elapsedMs)})`);
+      context.output.summary("disks rename", summary, `${done} (${formatDuration(elapsedMs)})`);
     });
 }

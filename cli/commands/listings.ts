@@ -8,9 +8,9 @@ import type { PointsSummary } from "../json.ts";
 import type { Output } from "../output.ts";
 import { formatBytes, formatCount, formatDuration, formatNumberOf } from "../quantities.ts";
 import { type VaultFlags, wholeNumber, withVaultOptions } from "../settings.ts";
-import { type Column, cut, displayWidth, fields, fittedTable, printable, table } from "../text.ts";
+import { type Column, fields, fittedTable, printable, shortened, table } from "../text.ts";
 import { pointSelector, requireTime, timeForms } from "../times.ts";
-import { type CommandContext, withVault } from "./context.ts";
+import { type CommandContext, operation, withVault } from "./context.ts";
 import { addDisableCommands } from "./disks-disable.ts";
 import { addRemoveCommand } from "./disks-remove.ts";
 import { addRenameCommand } from "./disks-rename.ts";
@@ -123,26 +123,19 @@ Examples:
 }
 
 async function pinPoint(context: CommandContext, flags: PinFlags): Promise<void> {
-  const { output, signal } = context;
+  const { output } = context;
   const { disk, name } = flags;
   const untilMs = flags.until === undefined ? undefined : requireTime("--until", flags.until, Date.now());
-  const options = {
-    disk,
-    point: pointSelector(flags.point),
-    name,
-    untilMs,
-    signal,
-    onNotice: output.notice.bind(output),
-  };
+  const options = { disk, point: pointSelector(flags.point), name, untilMs, ...operation(context) };
   const pinned = await withVault(context, flags, async (vault) => await vault.pin(options));
   const until = pinned.pin.until === null ? "for good" : `until ${output.time(pinned.pin.until)}`;
   output.summary("points pin", pinned, `point ${pinned.sequence} of disk ${printable(pinned.disk)} is pinned ${until}`);
 }
 
 async function unpinPoint(context: CommandContext, flags: PinFlags): Promise<void> {
-  const { output, signal } = context;
+  const { output } = context;
   const { disk, name } = flags;
-  const options = { disk, point: pointSelector(flags.point), name, signal, onNotice: output.notice.bind(output) };
+  const options = { disk, point: pointSelector(flags.point), name, ...operation(context) };
   const unpinned = await withVault(context, flags, async (vault) => await vault.unpin(options));
   const what = formatNumberOf(unpinned.removedPins, "pin");
   output.summary(
@@ -153,9 +146,8 @@ async function unpinPoint(context: CommandContext, flags: PinFlags): Promise<voi
 }
 
 async function listDisks(context: CommandContext, flags: VaultFlags): Promise<void> {
-  const { output, signal } = context;
-  const options = { signal, onNotice: output.notice.bind(output) };
-  const disks = await withVault(context, flags, async (vault) => await vault.disks(options));
+  const { output } = context;
+  const disks = await withVault(context, flags, async (vault) => await vault.disks(operation(context)));
   for (const disk of disks) output.item("disk", disk);
   const rows = disks.map(({ disk, points, latest }) => [
     disk,
@@ -169,11 +161,11 @@ async function listDisks(context: CommandContext, flags: VaultFlags): Promise<vo
 }
 
 async function listPoints(context: CommandContext, flags: ListFlags): Promise<void> {
-  const { output, signal } = context;
+  const { output } = context;
   const filter = filterOf(flags, Date.now());
   // Without a filter the vault reads no more pages of the list than it needs.
   const limit = filter === undefined ? flags.last : undefined;
-  const options = { limit, signal, onNotice: output.notice.bind(output) };
+  const options = { limit, ...operation(context) };
   const all = await withVault(context, flags, async (vault) => await vault.points(flags.disk, options));
   const found = filter === undefined ? all : all.filter(filter);
   const points = flags.last === undefined ? found : found.slice(-flags.last);
@@ -228,12 +220,8 @@ function describeTotals({ points, pinnedPoints, changedBytes, storedBytes }: Tot
   return `${formatNumberOf(points, "point")}${pinned}, ${formatBytes(changedBytes)} changed, ${formatBytes(storedBytes)} stored`;
 }
 
+/** Of a label; `points show` prints all of it. */
 const labelColumnsMax = 20;
-
-/** The beginning of a label; `points show` prints all of it. */
-function shortened(label: string): string {
-  return displayWidth(label) <= labelColumnsMax ? label : `${cut(label, labelColumnsMax - 1)}…`;
-}
 
 /**
  * Points in as many columns as fit. A column in which no point says anything is left out, then
@@ -247,7 +235,7 @@ export function pointsTable(points: readonly ListedPoint[], output: Pick<Output,
     { heading: "CONS.", align: "l", cell: ({ consistency }) => consistency },
     { heading: "GROUP", align: "l", cell: ({ group }) => group?.name ?? "-" },
     { heading: "KEPT", align: "l", cell: ({ pinned, held }) => (pinned ? "pinned" : held ? "read" : "-") },
-    { heading: "LABEL", align: "l", cell: ({ label }) => (label === null ? "-" : shortened(label)) },
+    { heading: "LABEL", align: "l", cell: ({ label }) => (label === null ? "-" : shortened(label, labelColumnsMax)) },
     { heading: "LAG", align: "r", cell: ({ lagMs }) => (lagMs === null ? "-" : formatDuration(lagMs)) },
     { heading: "SIZE", align: "r", dropped: 1, cell: ({ volumeBytes }) => formatBytes(volumeBytes) },
     { heading: "CHANGED", align: "r", cell: ({ changedBytes }) => formatBytes(changedBytes) },
@@ -257,9 +245,9 @@ export function pointsTable(points: readonly ListedPoint[], output: Pick<Output,
 }
 
 async function showPoint(context: CommandContext, flags: PointFlags): Promise<void> {
-  const { output, signal } = context;
+  const { output } = context;
   const selector = pointSelector(flags.point);
-  const options = { signal, onNotice: output.notice.bind(output) };
+  const options = operation(context);
   const point = await withVault(context, flags, async (vault) => await vault.point(flags.disk, selector, options));
   output.answer("points show", point, describe(point, output));
 }

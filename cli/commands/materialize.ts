@@ -5,7 +5,7 @@ import { formatBytes, formatDuration, formatRate } from "../quantities.ts";
 import { type VaultFlags, withVaultOptions, withWorkersOption } from "../settings.ts";
 import { fields, printable } from "../text.ts";
 import { pointSelector } from "../times.ts";
-import { type CommandContext, refuseInsideVault, withVault } from "./context.ts";
+import { type CommandContext, operation, refuseInsideVault, withVault } from "./context.ts";
 
 interface MaterializeFlags extends VaultFlags {
   readonly disk: string;
@@ -52,7 +52,6 @@ Examples:
 }
 
 async function materialize(context: CommandContext, flags: MaterializeFlags): Promise<void> {
-  const { output, signal } = context;
   const point = pointSelector(flags.point);
   if (flags.to === "-") {
     throw new TidemarkError("INVALID_ARGUMENT", "a point is not written to stdout", {
@@ -60,23 +59,11 @@ async function materialize(context: CommandContext, flags: MaterializeFlags): Pr
     });
   }
   if (!flags.to.startsWith("blob:")) await refuseInsideVault(flags, flags.to, "target");
-  const summary = await withVault(
-    context,
-    flags,
-    async (vault) =>
-      await vault.materialize({
-        disk: flags.disk,
-        point,
-        to: flags.to,
-        format: flags.format,
-        mode: modeOf(flags),
-        overwriteSource: flags.force === true,
-        signal,
-        onProgress: (progress) => output.progress(progress),
-        onNotice: (notice) => output.notice(notice),
-      }),
-  );
-  output.summary("materialize", summary, describe(summary));
+  const { disk, to, format } = flags;
+  const how = { format, mode: modeOf(flags), overwriteSource: flags.force === true };
+  const options = { disk, point, to, ...how, ...operation(context) };
+  const summary = await withVault(context, flags, async (vault) => await vault.materialize(options));
+  context.output.summary("materialize", summary, describe(summary));
 }
 
 function modeOf({ inPlace, force }: MaterializeFlags): MaterializeMode {

@@ -4,7 +4,7 @@
  */
 import { resolve } from "node:path";
 import process from "node:process";
-import { Command, InvalidArgumentError } from "commander";
+import { Command } from "commander";
 import {
   type Mount,
   type MountSummary,
@@ -14,11 +14,11 @@ import {
   throwIfAborted,
 } from "../../engine/index.ts";
 import { exportUri, formatListen, parseListen } from "../../engine/internal.ts";
-import { formatBytes, formatCount, formatDuration, parseBytes } from "../quantities.ts";
-import { type VaultFlags, withVaultOptions, withWorkersOption } from "../settings.ts";
+import { formatBytes, formatCount, formatDuration } from "../quantities.ts";
+import { byteSize, type VaultFlags, withVaultOptions, withWorkersOption } from "../settings.ts";
 import { fields, printable } from "../text.ts";
 import { pointSelector } from "../times.ts";
-import { type CommandContext, closing, refuseInsideVault, withVault } from "./context.ts";
+import { type CommandContext, closing, operation, refuseInsideVault, withVault } from "./context.ts";
 
 interface MountFlags extends VaultFlags {
   readonly disk: string;
@@ -39,7 +39,7 @@ export function mountCommand(context: CommandContext): Command {
     .requiredOption("--listen <address>", "unix:PATH or tcp:HOST:PORT; port 0 takes any")
     .option("--writable", "clients may write; the vault does not change")
     .option("--overlay <path>", "keep what clients write in this file (default: discard it)")
-    .option("--cache <size>", "memory for blocks that were read (default: 256MiB)", bytes);
+    .option("--cache <size>", "memory for blocks that were read (default: 256MiB)", byteSize);
   return withWorkersOption(withVaultOptions(command))
     .addHelpText(
       "after",
@@ -58,7 +58,7 @@ Examples:
 }
 
 async function mount(context: CommandContext, flags: MountFlags): Promise<void> {
-  const { output, signal } = context;
+  const { output } = context;
   const point = pointSelector(flags.point);
   const address = parseListen(flags.listen, process.cwd());
   if (typeof address === "string") {
@@ -74,8 +74,7 @@ async function mount(context: CommandContext, flags: MountFlags): Promise<void> 
       writable: flags.writable,
       overlay: flags.overlay === undefined ? undefined : resolve(flags.overlay),
       cacheBytes: flags.cache,
-      onNotice: (notice) => output.notice(notice),
-      signal,
+      ...operation(context),
     });
     return await closing(mounted, async () => await serveUntilStopped(context, mounted, address));
   });
@@ -132,10 +131,4 @@ function describe(summary: MountSummary): string {
       ...(writable ? [["written", written] as const] : []),
     ]),
   ].join("\n");
-}
-
-function bytes(text: string): number {
-  const value = parseBytes(text);
-  if (value === undefined) throw new InvalidArgumentError("It is not a size such as 256MiB.");
-  return value;
 }

@@ -3,7 +3,7 @@ import type { Command } from "commander";
 import { formatBytes, formatCount, formatNumberOf } from "../quantities.ts";
 import { type VaultFlags, withVaultOptions } from "../settings.ts";
 import { printable, table } from "../text.ts";
-import { type CommandContext, withVault } from "./context.ts";
+import { type CommandContext, operation, withVault } from "./context.ts";
 
 /** Extents that are shown to people; JSON has all. */
 const shownMax = 40;
@@ -32,11 +32,11 @@ Example:
 }
 
 async function showDiff(context: CommandContext, flags: DiffFlags): Promise<void> {
-  const { output, signal } = context;
+  const { output } = context;
   const { disk, from, to } = flags;
   const rows: string[][] = [];
   const summary = await withVault(context, flags, async (vault) => {
-    const diff = await vault.diff({ disk, from, to, signal, onNotice: output.notice.bind(output) });
+    const diff = await vault.diff({ disk, from, to, ...operation(context) });
     let [extents, differingBytes] = [0, 0];
     for await (const extent of diff) {
       extents += 1;

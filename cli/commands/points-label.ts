@@ -2,7 +2,7 @@
 import type { Command } from "commander";
 import { type VaultFlags, withVaultOptions } from "../settings.ts";
 import { printable } from "../text.ts";
-import { type CommandContext, withVault } from "./context.ts";
+import { type CommandContext, operation, withVault } from "./context.ts";
 
 interface LabelFlags extends VaultFlags {
   readonly disk: string;
@@ -30,12 +30,11 @@ Examples:
 }
 
 async function labelPoint(context: CommandContext, flags: LabelFlags): Promise<void> {
-  const { output, signal } = context;
   const { disk, point, text } = flags;
-  const options = { disk, point, text, signal, onNotice: output.notice.bind(output) };
+  const options = { disk, point, text, ...operation(context) };
   const labelled = await withVault(context, flags, async (vault) => await vault.label(options));
   const what = `point ${labelled.sequence} of disk ${printable(labelled.disk)}`;
-  output.summary(
+  context.output.summary(
     "points label",
     labelled,
     labelled.label === null ? `${what} has no label` : `${what}: ${printable(labelled.label)}`,

@@ -10,7 +10,7 @@ import { formatBytes, formatDuration, formatNumberOf } from "../quantities.ts";
 import { type VaultFlags, withVaultOptions } from "../settings.ts";
 import { fields, printable, table } from "../text.ts";
 import { pointSelector } from "../times.ts";
-import { type CommandContext, withVault } from "./context.ts";
+import { type CommandContext, operation, withVault } from "./context.ts";
 
 interface PruneFlags extends VaultFlags {
   readonly disk?: string;
@@ -59,19 +59,15 @@ async function prune(context: CommandContext, flags: PruneFlags): Promise<void> 
     await explainPoint(context, flags, disk, pointSelector(explain), policy);
     return;
   }
-  const { output, signal } = context;
+  const { output } = context;
   const dryRun = flags.dryRun === true;
   const going = new Shortened();
   const onDecision = (decision: PointDecision): void => {
     output.item("decision", decision);
     if (!decision.keep) going.add(decision);
   };
-  const onNotice = output.notice.bind(output);
-  const summary = await withVault(
-    context,
-    flags,
-    async (vault) => await vault.prune({ disk, policy, dryRun, onNotice, signal, ...(dryRun ? { onDecision } : {}) }),
-  );
+  const options = { disk, policy, dryRun, ...operation(context), ...(dryRun ? { onDecision } : {}) };
+  const summary = await withVault(context, flags, async (vault) => await vault.prune(options));
   const text = [...going.lines(output), describe(summary)].join("\n");
   if (dryRun) output.answer("prune", summary, text);
   else output.summary("prune", summary, text);
@@ -84,15 +80,15 @@ async function explainPoint(
   selector: string,
   policy: ReturnType<typeof parsePolicy>,
 ): Promise<void> {
-  const { output, signal } = context;
+  const { output } = context;
   const decision = await withVault(context, flags, async (vault) => {
     const { sequence } = await vault.point(disk, selector);
     let found: PointDecision | undefined;
     const onDecision = (told: PointDecision): void => {
       if (told.sequence === sequence) found = told;
     };
-    const onNotice = output.notice.bind(output);
-    await vault.prune({ disk, policy, dryRun: true, withoutFreedBytes: true, onDecision, onNotice, signal });
+    const options = { disk, policy, dryRun: true, withoutFreedBytes: true, onDecision };
+    await vault.prune({ ...options, ...operation(context) });
     if (found !== undefined) return found;
     throw new TidemarkError(
       "POINT_NOT_FOUND",

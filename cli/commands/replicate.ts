@@ -21,7 +21,7 @@ import { type VaultFlags, withLanesOption, withVaultOptions, withWorkersOption }
 import { fields, printable } from "../text.ts";
 import { pointSelector } from "../times.ts";
 import { told, toldWhile } from "../waiting.ts";
-import { type CommandContext, nbdAddress, refuseEmpty, refuseInsideVault, withVault } from "./context.ts";
+import { type CommandContext, nbdAddress, operation, refuseEmpty, refuseInsideVault, withVault } from "./context.ts";
 
 interface ReplicateFlags extends VaultFlags {
   readonly disk: string;
@@ -78,7 +78,7 @@ async function replicate(context: CommandContext, source: string, flags: Replica
   const { output, signal } = context;
   const marks = marksOf(source, flags);
   // Before the vault is opened: a source that is missing creates none.
-  const onNotice = output.notice.bind(output);
+  const { onNotice } = operation(context);
   const opened = await toldWhile(openSource(source, marks, signal), source, onNotice);
   const volume = told(opened, opened.description, onNotice);
   try {

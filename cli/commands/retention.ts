@@ -1,11 +1,11 @@
 /** `tidemark retention simulate`: shows which of regular points a retention policy keeps. */
 
-import { Command, InvalidArgumentError } from "commander";
+import { Command } from "commander";
 import { parsePolicy } from "../../engine/index.ts";
 import { describePolicy, type SimulatedTimeline, simulateRetention } from "../../engine/internal.ts";
-import type { AgeBand } from "../json.ts";
-import { formatCount, formatNumberOf, parseDuration } from "../quantities.ts";
-import { wholeNumber } from "../settings.ts";
+import type { AgeBand, SimulationSummary } from "../json.ts";
+import { formatCount, formatNumberOf } from "../quantities.ts";
+import { duration, wholeNumber } from "../settings.ts";
 import { table } from "../text.ts";
 import type { CommandContext } from "./context.ts";
 
@@ -95,18 +95,12 @@ function bandsOf({ agesMs }: SimulatedTimeline, spanMs: number): AgeBand[] {
   });
 }
 
-interface Drawn {
-  readonly policy: string;
-  readonly days: number;
-  readonly everyMs: number;
-  readonly points: number;
-  readonly oldestAgeMs: number;
-  readonly bands: readonly AgeBand[];
-}
-
 const barColumnsMax = 36;
 
-function draw(timeline: SimulatedTimeline, { policy, days, everyMs, points, oldestAgeMs, bands }: Drawn): string {
+function draw(
+  timeline: SimulatedTimeline,
+  { policy, days, everyMs, points, oldestAgeMs, bands }: SimulationSummary,
+): string {
   // Bands differ by factors of thousands: a bar tells the magnitude, the number beside it the
   // number.
   const largest = Math.max(...bands.map((band) => band.points), 1);
@@ -180,10 +174,4 @@ function formatAge(ageMs: number): string {
           ? [minuteMs, "m"]
           : [secondMs, "s"];
   return `${Number((ageMs / unitMs).toFixed(1))}${unit}`;
-}
-
-function duration(text: string): number {
-  const everyMs = parseDuration(text);
-  if (everyMs === undefined || everyMs < 1) throw new InvalidArgumentError("It is not a duration such as 5s.");
-  return everyMs;
 }

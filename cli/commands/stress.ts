@@ -5,12 +5,11 @@
 import { randomInt } from "node:crypto";
 import { resolve } from "node:path";
 import process from "node:process";
-import { Command, InvalidArgumentError } from "commander";
+import { Command } from "commander";
 import { TidemarkError } from "../../engine/index.ts";
 import { exitCodes, withoutSecrets } from "../errors.ts";
 import { makeEmptyFolder, writePage } from "../new-file.ts";
-import { parseBytes, parseRate } from "../quantities.ts";
-import { wholeNumber } from "../settings.ts";
+import { byteRate, byteSize, wholeNumber } from "../settings.ts";
 import type { StressReport } from "../stress/report.ts";
 import type { FaultKind } from "../stress/schedule.ts";
 import { TemporaryFolder } from "../temporary-folder.ts";
@@ -41,9 +40,9 @@ export function stressCommand(context: CommandContext): Command {
     .description("break store, network and agent under load, and prove that nothing is lost")
     .option("--vault <vault>", "vault to make: azurite:DIR, dir:DIR or an http URL (default: a new Azurite)")
     .option("--disks <count>", "protected disks, 1 to 64", wholeNumber, 4)
-    .option("--disk-size <size>", "size of each disk", bytes, 16 * 1024 ** 2)
+    .option("--disk-size <size>", "size of each disk", byteSize, 16 * 1024 ** 2)
     .option("--seconds <count>", "length of the load", wholeNumber, 60)
-    .option("--rate <rate>", "writes of all disks together", rate, 20 * 1024 ** 2)
+    .option("--rate <rate>", "writes of all disks together", byteRate, 20 * 1024 ** 2)
     .option("--faults <list>", "kinds of faults, or none (default: all that this vault can have)")
     .option("--seed <number>", "decides writes and faults (default: drawn)", wholeNumber)
     .option("--report <file>", "write a page with plots, which needs no network")
@@ -205,16 +204,4 @@ function commandOf(flags: StressFlags, faults: readonly FaultKind[], seed: numbe
 /** As `--disk-size` takes it, without rounding. */
 function sizeWord(bytes: number): string {
   return bytes % 1024 ** 2 === 0 ? `${bytes / 1024 ** 2}MiB` : `${bytes}B`;
-}
-
-function bytes(text: string): number {
-  const value = parseBytes(text);
-  if (value === undefined) throw new InvalidArgumentError("It is not a size such as 16MiB.");
-  return value;
-}
-
-function rate(text: string): number {
-  const value = parseRate(text);
-  if (value === undefined) throw new InvalidArgumentError("It is not a rate such as 20MB/s.");
-  return value;
 }

@@ -4,7 +4,7 @@ import type { SpaceCounts, VaultStats } from "../../engine/index.ts";
 import { formatBytes, formatCount, formatRatio } from "../quantities.ts";
 import { type VaultFlags, withVaultOptions } from "../settings.ts";
 import { table } from "../text.ts";
-import { type CommandContext, withVault } from "./context.ts";
+import { type CommandContext, operation, withVault } from "./context.ts";
 
 export function addStatsCommand(context: CommandContext, vault: Command): void {
   withVaultOptions(vault.command("stats"))
@@ -23,13 +23,8 @@ Example:
 }
 
 async function showStats(context: CommandContext, flags: VaultFlags): Promise<void> {
-  const { output, signal } = context;
-  const stats = await withVault(
-    context,
-    flags,
-    async (vault) => await vault.stats({ signal, onNotice: output.notice.bind(output) }),
-  );
-  output.summary("vault stats", stats, statsTable(stats));
+  const stats = await withVault(context, flags, async (vault) => await vault.stats(operation(context)));
+  context.output.summary("vault stats", stats, statsTable(stats));
 }
 
 function statsTable(stats: VaultStats): string {

@@ -2,7 +2,7 @@
  * `tidemark vault init`, `show`, `stats` and `repair`: identity, parameters and space of a vault,
  * and rebuilding of its lost metadata.
  */
-import { Command, InvalidArgumentError, Option } from "commander";
+import { Command, Option } from "commander";
 import {
   type DigestName,
   digestNames,
@@ -17,10 +17,10 @@ import {
 } from "../../engine/index.ts";
 import { exitCodes } from "../errors.ts";
 import type { Output } from "../output.ts";
-import { formatBytes, formatCount, formatDuration, formatNumberOf, parseBytes } from "../quantities.ts";
-import { type VaultFlags, withVaultOptions } from "../settings.ts";
+import { formatBytes, formatCount, formatDuration, formatNumberOf } from "../quantities.ts";
+import { byteSize, type VaultFlags, withVaultOptions } from "../settings.ts";
 import { fields, printable } from "../text.ts";
-import { type CommandContext, openForRepair, withVault } from "./context.ts";
+import { type CommandContext, openForRepair, operation, withVault } from "./context.ts";
 import { addKeyCommand } from "./vault-key.ts";
 import { addKeysCommand, recipientsFrom } from "./vault-keys.ts";
 import { addStatsCommand } from "./vault-stats.ts";
@@ -43,7 +43,7 @@ export function vaultCommand(context: CommandContext): Command {
     .addHelpText("after", "\nExample:\n  $ tidemark vault show --vault azurite:/srv/azurite");
   withVaultOptions(vault.command("init"))
     .description("create a vault; block size and digest are fixed for its life")
-    .option("--block-size <size>", "16KiB to 1MiB, a power of two (default: 64KiB)", blockSize)
+    .option("--block-size <size>", "16KiB to 1MiB, a power of two (default: 64KiB)", byteSize)
     .addOption(new Option("--digest <name>", "how chunks are identified (default: blake3)").choices(digestNames))
     .option("--encrypt", "encrypt it, for the certificates and the passphrase that follow")
     .option("--certificate <file...>", "certificates in PEM: RSA, P-256 or P-384; their private keys open the vault")
@@ -94,7 +94,7 @@ Example:
 }
 
 async function repair(context: CommandContext, flags: RepairFlags): Promise<void> {
-  const { output, signal } = context;
+  const { output } = context;
   const { dryRun } = flags;
   const done = dryRun === true ? "would be rebuilt" : "rebuilt";
   const summary = await withVault(
@@ -103,8 +103,7 @@ async function repair(context: CommandContext, flags: RepairFlags): Promise<void
     async (vault) =>
       await vault.repair({
         dryRun,
-        signal,
-        onNotice: (notice) => output.notice(notice),
+        ...operation(context),
         onRepaired: (object) =>
           output.item("repaired", object, printable(`${done}: ${ownerOf(object)}: ${object.message}`)),
         onLost: (object) =>
@@ -138,7 +137,7 @@ function describeRepair({ dryRun, disks, points, repaired, lost, elapsedMs }: Re
 
 async function init(context: CommandContext, flags: InitFlags): Promise<void> {
   const { blockSize: blockBytes } = flags;
-  const onNotice = context.output.notice.bind(context.output);
+  const { onNotice } = operation(context);
   const isNamed = flags.certificate !== undefined || flags.passphraseFile !== undefined;
   if (isNamed && flags.encrypt !== true)
     throw new TidemarkError("INVALID_ARGUMENT", "a certificate or passphrase is given, and no encryption", {
@@ -152,9 +151,8 @@ async function init(context: CommandContext, flags: InitFlags): Promise<void> {
 }
 
 async function show(context: CommandContext, flags: VaultFlags): Promise<void> {
-  const { output, signal } = context;
-  const options = { signal, onNotice: output.notice.bind(output) };
-  const summary = await withVault(context, flags, async (vault) => await vault.summary(options));
+  const { output } = context;
+  const summary = await withVault(context, flags, async (vault) => await vault.summary(operation(context)));
   output.answer("vault show", summary, describe(summary, output));
 }
 
@@ -170,10 +168,4 @@ function describe(summary: VaultSummary, output: Pick<Output, "time">): string {
     ["encryption", summary.encryption],
     ["format", `version ${summary.formatVersion}`],
   ]);
-}
-
-function blockSize(text: string): number {
-  const bytes = parseBytes(text);
-  if (bytes === undefined) throw new InvalidArgumentError("It is not a size such as 64KiB.");
-  return bytes;
 }

@@ -10,7 +10,7 @@ import { type VaultFlags, withVaultOptions, withWorkersOption } from "../setting
 import { printable } from "../text.ts";
 import { pointSelector } from "../times.ts";
 import { told, toldWhile } from "../waiting.ts";
-import { type CommandContext, withVault } from "./context.ts";
+import { type CommandContext, operation, withVault } from "./context.ts";
 
 interface VerifyFlags extends VaultFlags {
   readonly disk?: string;
@@ -55,24 +55,14 @@ async function verify(context: CommandContext, flags: VerifyFlags): Promise<void
     });
   }
   const point = flags.point === undefined ? undefined : pointSelector(flags.point);
-  const onNotice = output.notice.bind(output);
+  const { onNotice } = operation(context);
   const source =
     flags.source === undefined ? undefined : await toldWhile(openImage(flags.source), flags.source, onNotice);
   try {
-    const summary = await withVault(
-      context,
-      flags,
-      async (vault) =>
-        await vault.verify({
-          disk: flags.disk,
-          point,
-          source: source && told(source, source.description, onNotice),
-          heal: flags.heal,
-          signal: context.signal,
-          onProgress: (progress) => output.progress(progress),
-          onNotice,
-        }),
-    );
+    const { disk, heal } = flags;
+    const compared = source && told(source, source.description, onNotice);
+    const options = { disk, point, source: compared, heal, ...operation(context) };
+    const summary = await withVault(context, flags, async (vault) => await vault.verify(options));
     for (const damage of summary.damaged) output.item("damage", damage, describeDamage(damage));
     if (summary.damaged.some(({ healed }) => !healed)) context.exitCode = exitCodes.damageFound;
     if (summary.damaged.length === 0) output.summary("verify", summary, describe(summary));

@@ -17,20 +17,15 @@ const clockSkewMsAdvised = 5_000;
 export function judgeTls(url: URL, tls: AccountFacts["tls"], nowMs: number): Finding {
   const check = "tls";
   if (url.protocol === "http:")
-    return {
-      check,
-      state: "ok",
-      fact: "plain http, which is not secured and stays on this machine or network",
-      remedy: null,
-    };
-  if (tls === null) return { check, state: "skipped", fact: "no connection was kept to look at", remedy: null };
+    return found(check, "ok", "plain http, which is not secured and stays on this machine or network");
+  if (tls === null) return found(check, "skipped", "no connection was kept to look at");
   const { protocol, validToMs } = tls;
-  if (validToMs === null) return { check, state: "ok", fact: `${protocol}, the certificate is trusted`, remedy: null };
+  if (validToMs === null) return found(check, "ok", `${protocol}, the certificate is trusted`);
   const until = new Date(validToMs).toISOString().slice(0, 10);
   const fact = `${protocol}, the certificate is trusted and valid until ${until}`;
   return validToMs - nowMs < certificateMsMin
-    ? { check, state: "advice", fact, remedy: "renew the certificate of the endpoint or the proxy" }
-    : { check, state: "ok", fact, remedy: null };
+    ? found(check, "advice", fact, "renew the certificate of the endpoint or the proxy")
+    : found(check, "ok", fact);
 }
 
 /** The clock of this machine against that of the store. */
@@ -40,7 +35,7 @@ export function judgeClock(aheadMs: number): Finding {
     seconds === 0 ? "is that of the store" : `is ${seconds} s ${aheadMs > 0 ? "ahead of" : "behind"} that of the store`;
   const state = seconds * 1000 > clockSkewMsMax ? "failed" : seconds * 1000 > clockSkewMsAdvised ? "advice" : "ok";
   const remedy = state === "ok" ? null : "set this machine's clock, for example with `timedatectl set-ntp true`";
-  return { check: "clock", state, fact, remedy };
+  return found("clock", state, fact, remedy);
 }
 
 /** What the account and the container are. */
@@ -53,17 +48,12 @@ function kindOf({ kind, sku, isHierarchical }: AccountFacts): Finding {
   if (kind === null) return untold(check, "what kind of account it is");
   const general = "make a general-purpose v2 account of standard performance, without a hierarchical namespace";
   if (isHierarchical === true)
-    return {
-      check,
-      state: "failed",
-      fact: `${kind} with a hierarchical namespace, which holds no page blobs`,
-      remedy: general,
-    };
+    return found(check, "failed", `${kind} with a hierarchical namespace, which holds no page blobs`, general);
   if (sku?.startsWith("Premium") === true) {
     const lacks = kind === "BlockBlobStorage" ? "page blobs" : "block blobs";
-    return { check, state: "failed", fact: `${kind} of premium performance, which holds no ${lacks}`, remedy: general };
+    return found(check, "failed", `${kind} of premium performance, which holds no ${lacks}`, general);
   }
-  return { check, state: "ok", fact: `${kind}${sku === null ? "" : " of standard performance"}`, remedy: null };
+  return found(check, "ok", `${kind}${sku === null ? "" : " of standard performance"}`);
 }
 
 const redundancies: Readonly<Record<string, string>> = {
@@ -81,53 +71,52 @@ function redundancyOf({ sku }: AccountFacts): Finding {
   if (word === undefined) return untold(check, "how many copies it keeps");
   const fact = `${word}: ${redundancies[word] ?? "copies of an unknown kind"}`;
   return word === "LRS"
-    ? {
-        check,
-        state: "advice",
-        fact,
-        remedy: "choose GRS or ZRS, unless the vault is in another region than the disks",
-      }
-    : { check, state: "ok", fact, remedy: null };
+    ? found(check, "advice", fact, "choose GRS or ZRS, unless the vault is in another region than the disks")
+    : found(check, "ok", fact);
 }
 
 function softDeleteOf({ softDeleteDays: days }: AccountFacts): Finding {
   const check = "soft delete";
   if (days === null) return untold(check, "whether it keeps deleted blobs");
-  if (days === 0) return { check, state: "ok", fact: "off", remedy: null };
-  return {
+  if (days === 0) return found(check, "ok", "off");
+  return found(
     check,
-    state: "advice",
-    fact: `deleted blobs are kept and paid for ${days} days; Azure Site Recovery does not support it`,
-    remedy: "turn it off with `az storage account blob-service-properties update --enable-delete-retention false`",
-  };
+    "advice",
+    `deleted blobs are kept and paid for ${days} days; Azure Site Recovery does not support it`,
+    "turn it off with `az storage account blob-service-properties update --enable-delete-retention false`",
+  );
 }
 
 function immutabilityOf({ isImmutable }: AccountFacts): Finding {
   const check = "immutability";
   if (isImmutable === null) return untold(check, "whether a policy forbids changes");
   return isImmutable
-    ? {
+    ? found(
         check,
-        state: "failed",
-        fact: "a policy or legal hold of the container forbids changes and deletions",
-        remedy: "use a container without one",
-      }
-    : { check, state: "ok", fact: "no policy and no legal hold", remedy: null };
+        "failed",
+        "a policy or legal hold of the container forbids changes and deletions",
+        "use a container without one",
+      )
+    : found(check, "ok", "no policy and no legal hold");
 }
 
 function publicityOf({ isPublic }: AccountFacts): Finding {
   const check = "access";
   if (isPublic === null) return untold(check, "whether anonymous requests may read it");
   return isPublic
-    ? {
+    ? found(
         check,
-        state: "advice",
-        fact: "anonymous requests may read the container",
-        remedy: "close it with `az storage container set-permission --public-access off`",
-      }
-    : { check, state: "ok", fact: "not public", remedy: null };
+        "advice",
+        "anonymous requests may read the container",
+        "close it with `az storage container set-permission --public-access off`",
+      )
+    : found(check, "ok", "not public");
 }
 
 function untold(check: string, what: string): Finding {
-  return { check, state: "skipped", fact: `the store does not tell ${what}`, remedy: null };
+  return found(check, "skipped", `the store does not tell ${what}`);
+}
+
+function found(check: string, state: Finding["state"], fact: string, remedy: string | null = null): Finding {
+  return { check, state, fact, remedy };
 }

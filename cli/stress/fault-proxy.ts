@@ -61,9 +61,7 @@ export class FaultProxy implements AsyncDisposable {
   /** Listens on a free port of the loopback interface, in front of `target`. */
   static async open(target: string, options: FaultProxyOptions = {}): Promise<FaultProxy> {
     const proxy = new FaultProxy(new URL(target), options);
-    await new Promise<void>((resolve, reject) => {
-      proxy.#server.once("error", reject).listen(0, "127.0.0.1", resolve);
-    });
+    await new Promise<void>((resolve, reject) => proxy.#server.once("error", reject).listen(0, "127.0.0.1", resolve));
     return proxy;
   }
 

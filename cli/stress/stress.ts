@@ -159,9 +159,7 @@ class StressRun {
       space,
       agent,
       random: randomOf(`faults ${seed}`),
-      onStrike: (kind) => {
-        this.#strike(kind);
-      },
+      onStrike: (kind) => this.#strike(kind),
     });
     this.#upkeep = new Upkeep({
       store,

@@ -396,11 +396,8 @@ async function statSegments(
 ): Promise<Map<string, string>> {
   const there = new Map<string, string>();
   const stat = async ({ name }: Segment): Promise<void> => {
-    try {
-      there.set(name, (await store.stat(name, { signal })).etag);
-    } catch (error) {
-      if (!hasCode(error, "OBJECT_NOT_FOUND")) throw error;
-    }
+    const etag = await store.etagOf(name, { signal });
+    if (etag !== undefined) there.set(name, etag);
   };
   await Promise.all(segments.map(stat));
   return there;
@@ -481,11 +478,10 @@ export async function loadCatalog(
     indexBytesMax: context.indexBytesMax,
     folder: options.folder,
     signal: options.signal,
-    onDamage: (error) => {
+    onDamage: (error) =>
       options.onNotice({
         code: "SEGMENT_DAMAGED",
         message: `${error.message}; its chunks are not referred to any more`,
-      });
-    },
+      }),
   });
 }

@@ -11,7 +11,7 @@
  * written, and no earlier try can change it.
  */
 import { publish } from "../diagnostics.ts";
-import { type ErrorContext, hasCode, TidemarkError } from "../errors.ts";
+import { type ErrorContext, hasCode, TidemarkError, unlessAbsent } from "../errors.ts";
 import type {
   CallOptions,
   ListedObject,
@@ -88,12 +88,7 @@ export class Store {
 
   /** As `get`; undefined when there is no such object. */
   async find(name: string, sizeBytesMax: number, options?: CallOptions): Promise<StoredObject | undefined> {
-    try {
-      return await this.get(name, sizeBytesMax, options);
-    } catch (error) {
-      if (hasCode(error, "OBJECT_NOT_FOUND")) return undefined;
-      throw error;
-    }
+    return await unlessAbsent(this.get(name, sizeBytesMax, options));
   }
 
   /**
@@ -112,21 +107,11 @@ export class Store {
    * its ETag. Errors: OBJECT_EXISTS when other bytes stand there; STORE_UNREACHABLE.
    */
   async putOnce(name: string, bytes: Uint8Array, options?: CallOptions): Promise<string> {
-    let failure: unknown;
-    for (let attempt = 0; attempt < unknownOutcomesMax; attempt += 1) {
-      try {
-        return await this.put(name, bytes, { ifAbsent: true }, options);
-      } catch (error) {
-        failure = error;
-        if (hasCode(error, "OUTCOME_UNKNOWN")) continue;
-        if (!hasCode(error, "OBJECT_EXISTS") || attempt === 0) throw error;
-        if ((await this.stat(name, options)).sizeBytes !== bytes.byteLength) throw error;
-        const there = await this.get(name, bytes.byteLength, options);
-        if (!sameBytes(there.bytes, bytes)) throw error;
-        return there.etag;
-      }
-    }
-    throw unreachable(`writing ${name}`, failure);
+    return await this.#repeated(
+      `writing ${name}`,
+      async () => await this.put(name, bytes, { ifAbsent: true }, options),
+      async () => await this.#etagOfBytes(name, bytes, options),
+    );
   }
 
   /**
@@ -135,40 +120,50 @@ export class Store {
    * CONDITION_FAILED when it is another object; STORE_UNREACHABLE.
    */
   async replace(name: string, bytes: Uint8Array, expected: string | undefined, options?: CallOptions): Promise<string> {
+    const condition: PutCondition = expected === undefined ? { ifAbsent: true } : { ifMatch: expected };
+    try {
+      return await this.#repeated(
+        `writing ${name}`,
+        async () => await this.put(name, bytes, condition, options),
+        async () => await this.#etagOfBytes(name, bytes, options),
+      );
+    } catch (error) {
+      if (!hasCode(error, "OBJECT_EXISTS", "CONDITION_FAILED")) throw error;
+      throw new TidemarkError("CONDITION_FAILED", `another process has written ${name} meanwhile`, { cause: error });
+    }
+  }
+
+  /**
+   * Repeats a write of unknown outcome. `earlier` is asked after a refusal that follows an earlier
+   * try: the ETag if that try has succeeded, else undefined.
+   */
+  async #repeated(
+    doing: string,
+    write: () => Promise<string>,
+    earlier: () => Promise<string | undefined>,
+  ): Promise<string> {
     let failure: unknown;
     for (let attempt = 0; attempt < unknownOutcomesMax; attempt += 1) {
       try {
-        return await this.put(
-          name,
-          bytes,
-          expected === undefined ? { ifAbsent: true } : { ifMatch: expected },
-          options,
-        );
+        return await write();
       } catch (error) {
         failure = error;
         if (hasCode(error, "OUTCOME_UNKNOWN")) continue;
         if (!hasCode(error, "OBJECT_EXISTS", "CONDITION_FAILED")) throw error;
-        // An earlier try may have succeeded.
-        const there = attempt === 0 ? undefined : await this.#findOfSize(name, bytes.byteLength, options);
-        if (there !== undefined && sameBytes(there.bytes, bytes)) return there.etag;
-        throw new TidemarkError("CONDITION_FAILED", `another process has written ${name} meanwhile`, { cause: error });
+        const etag = attempt === 0 ? undefined : await earlier();
+        if (etag === undefined) throw error;
+        return etag;
       }
     }
-    throw unreachable(`writing ${name}`, failure);
+    throw unreachable(doing, failure);
   }
 
-  async #findOfSize(
-    name: string,
-    sizeBytes: number,
-    options: CallOptions | undefined,
-  ): Promise<StoredObject | undefined> {
-    try {
-      if ((await this.stat(name, options)).sizeBytes !== sizeBytes) return undefined;
-      return await this.get(name, sizeBytes, options);
-    } catch (error) {
-      if (hasCode(error, "OBJECT_NOT_FOUND")) return undefined;
-      throw error;
-    }
+  /** The ETag of an object that has exactly these bytes. */
+  async #etagOfBytes(name: string, bytes: Uint8Array, options?: CallOptions): Promise<string | undefined> {
+    const stat = await unlessAbsent(this.stat(name, options));
+    if (stat?.sizeBytes !== bytes.byteLength) return undefined;
+    const there = await this.find(name, bytes.byteLength, options);
+    return there !== undefined && sameBytes(there.bytes, bytes) ? there.etag : undefined;
   }
 
   /** Deletes an object or page object. An absent one is no error. Errors: LEASE_HELD. */
@@ -184,12 +179,7 @@ export class Store {
 
   /** The ETag, or undefined when there is no such object. */
   async etagOf(name: string, options?: CallOptions): Promise<string | undefined> {
-    try {
-      return (await this.stat(name, options)).etag;
-    } catch (error) {
-      if (hasCode(error, "OBJECT_NOT_FOUND")) return undefined;
-      throw error;
-    }
+    return (await unlessAbsent(this.stat(name, options)))?.etag;
   }
 
   async *list(prefix: string, options?: CallOptions): AsyncIterable<ListedObject> {
@@ -197,26 +187,29 @@ export class Store {
     yield* this.sink.list(prefix, options);
   }
 
+  /** Names of all objects below `prefix`. */
+  async names(prefix: string, options?: CallOptions): Promise<string[]> {
+    const names: string[] = [];
+    for await (const { name } of this.list(prefix, options)) names.push(name);
+    return names;
+  }
+
   /**
    * Creates a page object whose name no other writer uses. Returns its ETag. Errors: OBJECT_EXISTS,
    * STORE_UNREACHABLE.
    */
   async createPages(name: string, sizeBytes: number, sequenceNumber: number, options?: CallOptions): Promise<string> {
-    let failure: unknown;
-    for (let attempt = 0; attempt < unknownOutcomesMax; attempt += 1) {
-      try {
+    return await this.#repeated(
+      `creating ${name}`,
+      async () => {
         this.#requests += 1;
         return (await this.sink.createPages(name, sizeBytes, sequenceNumber, options)).etag;
-      } catch (error) {
-        failure = error;
-        if (hasCode(error, "OUTCOME_UNKNOWN")) continue;
-        if (!hasCode(error, "OBJECT_EXISTS") || attempt === 0) throw error;
+      },
+      async () => {
         const there = await this.statPages(name, options);
-        if (there.writtenBytes !== 0 || there.sequenceNumber !== sequenceNumber) throw error;
-        return there.etag;
-      }
-    }
-    throw unreachable(`creating ${name}`, failure);
+        return there.writtenBytes === 0 && there.sequenceNumber === sequenceNumber ? there.etag : undefined;
+      },
+    );
   }
 
   async writePages(

@@ -351,9 +351,7 @@ export function sinkConformance(open: () => Promise<OpenedSinks>, traits: SinkTr
       assert(Math.abs(a.clockAheadMs) < 60_000);
     });
 
-    list.check("it says where it is", () => {
-      assert.notEqual(a.description, "");
-    });
+    list.check("it says where it is", () => assert.notEqual(a.description, ""));
 
     list.check("disposing of it twice is the same as once", async () => {
       await b[Symbol.asyncDispose]();

@@ -21,7 +21,7 @@ import { systemCode, TidemarkError } from "../../../engine/index.ts";
 import { formatListen } from "../../../engine/internal.ts";
 import type { DashboardConfig } from "../config.ts";
 import { type ControlTarget, controlRoutes } from "../control-server.ts";
-import { type Call, type Route, serviceListener, wrongRequest } from "../http-service.ts";
+import { type Call, type Routes, serviceListener, wrongRequest } from "../http-service.ts";
 import { PeriodicTask } from "../periodic-task.ts";
 import type { Clock, DiskEvent } from "../ports.ts";
 import type { AgentStatus } from "../supervisor.ts";
@@ -112,7 +112,7 @@ export class Dashboard implements AsyncDisposable {
     const history = new History();
     const clients = new Set<ServerResponse>();
     const service = {
-      routes: [...ownRoutes(rules, history, clients), ...sharedRoutes, ...pageRoutes<ControlTarget>()],
+      routes: { ...ownRoutes(rules, history, clients), ...sharedRoutes, ...pageRoutes<ControlTarget>() },
       headers,
       admit: (request: IncomingMessage) => admit(rules, request),
     };
@@ -168,41 +168,27 @@ export class Dashboard implements AsyncDisposable {
   }
 }
 
-function ownRoutes(
-  rules: AccessRules,
-  history: History,
-  clients: Set<ServerResponse>,
-): readonly Route<ControlTarget>[] {
-  return [
-    {
-      method: "GET",
-      path: "/v1/access",
-      answer: async (_, { request }) => ({ json: { access: accessOf(rules, request) } }),
-    },
-    {
-      method: "GET",
-      path: "/v1/live",
-      answer: async ({ supervisor }) => ({
-        contentType: "text/event-stream",
-        stream: (response) => {
-          clients.add(response);
-          response.on("close", () => clients.delete(response));
-          response.write(eventText("status", supervisor.status()));
-          for (const entry of history.entries) response.write(eventText("log", entry));
-        },
-      }),
-    },
-    { method: "GET", path: "/v1/series/", answer: async (_, { rest }) => ({ json: history.series(rest) }) },
-    {
-      method: "POST",
-      path: "/v1/failover",
-      answer: async ({ failovers }, call) => ({ json: await failovers.operate(checkedFields(call), call.signal) }),
-    },
-  ];
+function ownRoutes(rules: AccessRules, history: History, clients: Set<ServerResponse>): Routes<ControlTarget> {
+  return {
+    "GET /v1/access": async (_, { request }) => ({ json: { access: accessOf(rules, request) } }),
+    "GET /v1/live": async ({ supervisor }) => ({
+      contentType: "text/event-stream",
+      stream: (response) => {
+        clients.add(response);
+        response.on("close", () => clients.delete(response));
+        response.write(eventText("status", supervisor.status()));
+        for (const entry of history.entries) response.write(eventText("log", entry));
+      },
+    }),
+    "GET /v1/series/": async (_, { rest }) => ({ json: history.series(rest) }),
+    "POST /v1/failover": async ({ failovers }, call) => ({
+      json: await failovers.operate(checkedFields(call), call.signal),
+    }),
+  };
 }
 
-const sharedRoutes: readonly Route<ControlTarget>[] = controlRoutes.filter(({ method, path }) =>
-  shared.has(`${method} ${path}`),
+const sharedRoutes: Routes<ControlTarget> = Object.fromEntries(
+  Object.entries(controlRoutes).filter(([route]) => shared.has(route)),
 );
 
 function checkedFields({ fields }: Call): Call["fields"] {

@@ -2,7 +2,7 @@
 import { readdirSync, readFileSync } from "node:fs";
 import { dirname, extname, join } from "node:path";
 import { fileURLToPath } from "node:url";
-import type { Route } from "../http-service.ts";
+import type { Routes } from "../http-service.ts";
 
 const contentTypes: Readonly<Record<string, string>> = {
   ".html": "text/html; charset=utf-8",
@@ -12,13 +12,14 @@ const contentTypes: Readonly<Record<string, string>> = {
 };
 
 /** A route for each file, which is read once; `/` is `index.html`. */
-export function pageRoutes<Target>(): readonly Route<Target>[] {
+export function pageRoutes<Target>(): Routes<Target> {
   const folder = dirname(fileURLToPath(import.meta.resolve("#dashboard")));
-  return readdirSync(folder).flatMap((name): Route<Target>[] => {
+  const routes = readdirSync(folder).flatMap((name) => {
     const contentType = contentTypes[extname(name)];
     if (contentType === undefined) return [];
     const content = readFileSync(join(folder, name));
     const path = name === "index.html" ? "" : name;
-    return [{ method: "GET", path: `/${path}`, answer: async () => ({ content, contentType }) }];
+    return [[`GET /${path}`, async () => ({ content, contentType })] as const];
   });
+  return Object.fromEntries(routes);
 }

@@ -1,5 +1,5 @@
 /** A template as JSON for Azure Resource Manager (schema 2019-04-01). */
-import { Expression, idOf, type Template, type Value } from "./azure-template.ts";
+import { Expression, idOf, isList, type Template, type Value } from "./azure-template.ts";
 
 /** What a text of a template is in JSON. */
 type Json = string | number | boolean | Json[] | { [name: string]: Json };
@@ -38,8 +38,4 @@ function json(value: Value): Json {
   if (typeof value !== "object") return value;
   if (isList(value)) return value.map(json);
   return Object.fromEntries(Object.entries(value).map(([name, item]) => [name, json(item)]));
-}
-
-function isList(value: Value): value is readonly Value[] {
-  return Array.isArray(value);
 }

@@ -39,6 +39,10 @@ const literal = {
 
 export type Value = string | number | boolean | Expression | readonly Value[] | { readonly [name: string]: Value };
 
+export function isList(value: Value): value is readonly Value[] {
+  return Array.isArray(value);
+}
+
 /** A parameter of the deployment, a text. */
 export interface Parameter {
   readonly name: string;

@@ -1,5 +1,5 @@
 /** A template as a Bicep file. What a resource uses by its id, Bicep finds out itself. */
-import { Expression, escaped, type Template, type Value } from "./azure-template.ts";
+import { Expression, escaped, isList, type Template, type Value } from "./azure-template.ts";
 
 export function bicepTemplate({ notes, parameters, resources }: Template): string {
   const parts = [
@@ -30,8 +30,4 @@ function spelled(value: Value, indent = ""): string {
     : Object.entries(value).map(([name, item]) => `${name}: ${spelled(item, inner)}`);
   const [open, close] = isList(value) ? "[]" : "{}";
   return items.length === 0 ? `${open}${close}` : `${open}\n${inner}${items.join(`\n${inner}`)}\n${indent}${close}`;
-}
-
-function isList(value: Value): value is readonly Value[] {
-  return Array.isArray(value);
 }

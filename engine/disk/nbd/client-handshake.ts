@@ -171,9 +171,7 @@ class Handshake {
     this.#fault ??= error;
   };
 
-  readonly #onSilence = (): void => {
-    this.#fail(silence(this.#address, this.#silenceMsMax));
-  };
+  readonly #onSilence = (): void => this.#fail(silence(this.#address, this.#silenceMsMax));
 
   #watch(): void {
     this.#socket.on("error", this.#onError);
@@ -191,9 +189,7 @@ class Handshake {
     const socket = this.#socket;
     await new Promise<void>((resolve) => {
       socket.once(event, resolve);
-      socket.once("close", () => {
-        resolve();
-      });
+      socket.once("close", () => resolve());
     });
     if (socket.destroyed) throw this.#gone();
   }

@@ -122,21 +122,15 @@ export class ReplyParser {
     this.#onSettled = onSettled;
     this.#magicTarget = {
       into: this.#header.subarray(0, 4),
-      then: () => {
-        this.#magicArrived();
-      },
+      then: () => this.#magicArrived(),
     };
     this.#simpleTarget = {
       into: this.#header.subarray(4, simpleReplyBytes),
-      then: () => {
-        this.#simpleArrived();
-      },
+      then: () => this.#simpleArrived(),
     };
     this.#chunkTarget = {
       into: this.#header.subarray(4),
-      then: () => {
-        this.#chunkArrived();
-      },
+      then: () => this.#chunkArrived(),
     };
     this.#target = this.#magicTarget;
   }
@@ -182,9 +176,7 @@ export class ReplyParser {
     const { answer } = pending;
     if (answer.kind !== "read" || this.#agreement.structured)
       throw this.#broken("it answers a request in the wrong form");
-    this.#expectData(answer, 0, pending.length, () => {
-      this.#finish(cookie);
-    });
+    this.#expectData(answer, 0, pending.length, () => this.#finish(cookie));
   }
 
   #chunkArrived(): void {
@@ -285,9 +277,7 @@ export class ReplyParser {
     const payload = Buffer.alloc(length);
     this.#expect({
       into: payload,
-      then: () => {
-        then(payload);
-      },
+      then: () => then(payload),
     });
   }
 

@@ -71,19 +71,11 @@ export class NbdClient implements AsyncDisposable {
     this.readOnly = agreement.readOnly;
     this.#agreement = agreement;
     this.#socket = agreement.socket;
-    this.#parser = new ReplyParser(this.#pending, agreement, address, (cookie) => {
-      this.#settled(cookie);
-    });
+    this.#parser = new ReplyParser(this.#pending, agreement, address, (cookie) => this.#settled(cookie));
     const socket = this.#socket;
-    socket.on("data", (bytes: Buffer) => {
-      this.#received(bytes);
-    });
-    socket.on("error", (error) => {
-      this.#fail(connectionLost(address, error));
-    });
-    socket.on("close", () => {
-      this.#fail(connectionLost(address, undefined));
-    });
+    socket.on("data", (bytes: Buffer) => this.#received(bytes));
+    socket.on("error", (error) => this.#fail(connectionLost(address, error)));
+    socket.on("close", () => this.#fail(connectionLost(address, undefined)));
     socket.on("timeout", () => {
       if (this.#pending.size > 0) this.#fail(silence(address, silenceMsMax));
     });
@@ -274,9 +266,7 @@ export class NbdClient implements AsyncDisposable {
       this.#free -= 1;
       return;
     }
-    await new Promise<void>((resolve) => {
-      this.#waiting.push(resolve);
-    });
+    await new Promise<void>((resolve) => this.#waiting.push(resolve));
   }
 
   #release(): void {

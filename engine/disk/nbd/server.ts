@@ -115,9 +115,7 @@ export class NbdServer implements AsyncDisposable {
     this.#budget = new ReplyBudget(replyBytesMax);
     this.address = addressOf(server, listen);
     this.warnings = warningsOf(listen, secure !== undefined);
-    server.on("connection", (socket) => {
-      this.#accept(socket);
-    });
+    server.on("connection", (socket) => this.#accept(socket));
   }
 
   /** Clients that are connected, in the handshake or after it. */
@@ -162,9 +160,7 @@ export class NbdServer implements AsyncDisposable {
 
   async #close(graceMs: number): Promise<void> {
     const closed = new Promise<void>((resolve) => {
-      this.#server.close(() => {
-        resolve();
-      });
+      this.#server.close(() => resolve());
     });
     await end([...this.#connections], graceMs);
     await closed;

@@ -47,12 +47,8 @@ function secured(socket: Socket, options: Parameters<typeof createServer>[0]): P
       secure.on("error", () => secure.destroy());
       resolve(secure);
     });
-    judge.once("tlsClientError", () => {
-      resolve(undefined);
-    });
-    socket.once("close", () => {
-      resolve(undefined);
-    });
+    judge.once("tlsClientError", () => resolve(undefined));
+    socket.once("close", () => resolve(undefined));
     judge.emit("connection", socket);
   });
 }

@@ -125,13 +125,9 @@ export class Transmission implements Intake {
     return new Promise((resolve) => {
       this.#done = resolve;
       if (this.#socket instanceof DirectSocket) this.#socket.readInto(this);
-      this.#socket.on("data", (chunk: Buffer) => {
-        this.receive(chunk);
-      });
+      this.#socket.on("data", (chunk: Buffer) => this.receive(chunk));
       // A client that sends no more may still read what it is owed.
-      this.#socket.once("end", () => {
-        this.stop();
-      });
+      this.#socket.once("end", () => this.stop());
       this.#socket.once("close", () => {
         this.#isOver = true;
         this.#isClosed = true;

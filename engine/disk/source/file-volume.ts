@@ -23,7 +23,7 @@
 import { type BigIntStats, constants } from "node:fs";
 import { readFile, realpath, stat } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
-import { systemCode, TidemarkError } from "../../errors.ts";
+import { systemCode, TidemarkError, unlessAbsent } from "../../errors.ts";
 import type { Consistency, Extent, Volume } from "../../volume.ts";
 import { type FileIdentity, identityFrom } from "./file-identity.ts";
 import { allocatedExtents } from "./holes.ts";
@@ -272,12 +272,7 @@ async function deviceMark(file: PositionalFile): Promise<StillnessMark | undefin
 }
 
 async function readFirst(path: string, otherwise: string): Promise<string> {
-  try {
-    return await readFile(path, "utf8");
-  } catch (error) {
-    if (systemCode(error) !== "ENOENT") throw error;
-    return readFile(otherwise, "utf8");
-  }
+  return (await unlessAbsent(readFile(path, "utf8"))) ?? (await readFile(otherwise, "utf8"));
 }
 
 /**

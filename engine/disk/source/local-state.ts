@@ -18,7 +18,7 @@
  */
 import { stat } from "node:fs/promises";
 import path from "node:path";
-import { systemCode, TidemarkError } from "../../errors.ts";
+import { systemCode, TidemarkError, unlessAbsent } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
 import { checksum, toHex } from "../../store/format/checksum.ts";
 import type { VaultDocument } from "../../store/format/documents.ts";
@@ -125,9 +125,7 @@ export class LocalState {
       });
     };
     return {
-      put: (firstGranule, bytes) => {
-        writer?.put(firstGranule, bytes);
-      },
+      put: (firstGranule, bytes) => writer?.put(firstGranule, bytes),
       drain: async () => {
         await attempt(async (live) => {
           await live.drain();
@@ -255,14 +253,7 @@ export function writerKeyFile(folder: string, vault: string): WriterKeyFile {
   const file = path.join(folder, vault, writerKeyName);
   return {
     path: file,
-    read: async () => {
-      try {
-        return await readPlain(file, documentBytesMax);
-      } catch (error) {
-        if (systemCode(error) === "ENOENT") return undefined;
-        throw error;
-      }
-    },
+    read: async () => await unlessAbsent(readPlain(file, documentBytesMax)),
   };
 }
 

@@ -92,28 +92,20 @@ export class PositionalFile {
 
   /** Makes the content durable, with as much metadata as is needed to read it back. */
   datasync(): Promise<void> {
-    return this.#call((done) => {
-      fs.fdatasync(this.fd, done);
-    });
+    return this.#call((done) => fs.fdatasync(this.fd, done));
   }
 
   /** Makes content and metadata durable. */
   sync(): Promise<void> {
-    return this.#call((done) => {
-      fs.fsync(this.fd, done);
-    });
+    return this.#call((done) => fs.fsync(this.fd, done));
   }
 
   truncate(sizeBytes: number): Promise<void> {
-    return this.#call((done) => {
-      fs.ftruncate(this.fd, sizeBytes, done);
-    });
+    return this.#call((done) => fs.ftruncate(this.fd, sizeBytes, done));
   }
 
   chmod(mode: number): Promise<void> {
-    return this.#call((done) => {
-      fs.fchmod(this.fd, mode, done);
-    });
+    return this.#call((done) => fs.fchmod(this.fd, mode, done));
   }
 
   stat(): Promise<fs.BigIntStats> {

@@ -15,7 +15,7 @@
 import { constants, readdirSync, readFileSync } from "node:fs";
 import { readFile, realpath, stat } from "node:fs/promises";
 import { basename, dirname } from "node:path";
-import { systemCode } from "../../errors.ts";
+import { systemCode, unlessAbsent } from "../../errors.ts";
 import type { FileIdentity } from "./file-identity.ts";
 import { deviceBytes, sysfsFolder } from "./file-volume.ts";
 import { fileError, PositionalFile } from "./positional-file.ts";
@@ -172,10 +172,5 @@ function countersOf(folder: string): Sectors & { readonly requests: number } {
 }
 
 async function textOf(path: string): Promise<string | undefined> {
-  try {
-    return (await readFile(path, "utf8")).trim();
-  } catch (error) {
-    if (systemCode(error) === "ENOENT") return undefined;
-    throw error;
-  }
+  return (await unlessAbsent(readFile(path, "utf8")))?.trim();
 }

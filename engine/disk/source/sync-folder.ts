@@ -1,6 +1,7 @@
 /** Folder sync: a file's name is durable only when its folder has been synced. */
 import { constants } from "node:fs";
 import { open } from "node:fs/promises";
+import process from "node:process";
 import { systemCode } from "../../errors.ts";
 
 /**
@@ -8,9 +9,10 @@ import { systemCode } from "../../errors.ts";
  * the folder means.
  */
 export async function syncFolder(path: string): Promise<void> {
-  // With O_DIRECTORY, which Windows lacks, an open does not wait for the other end of a FIFO.
-  const directory = (constants.O_DIRECTORY as number | undefined) ?? 0;
-  const folder = await open(path, constants.O_RDONLY | directory);
+  // Windows cannot open folders; its file system orders renames by itself.
+  if (process.platform === "win32") return;
+  // With O_DIRECTORY an open does not wait for the other end of a FIFO.
+  const folder = await open(path, constants.O_RDONLY | constants.O_DIRECTORY);
   try {
     await folder.sync();
   } catch (error) {

@@ -11,24 +11,13 @@
  */
 import { protectionTiming } from "../../timing.ts";
 import type { DirtyBitmap } from "./dirty-bitmap.ts";
+import type { ProtectedDiskOptions } from "./protected-disk-options.ts";
 import { Unsettled } from "./unsettled.ts";
 
 /** Points since the last committed one whose commit was tried and got no answer. */
 const expectedPointsMax = 16;
 
-export interface BasesOptions {
-  readonly base: string | undefined;
-  /**
-   * Other points that may be the newest in the store: after a crash it is unknown which was
-   * committed.
-   */
-  readonly earlierBases?: readonly string[] | undefined;
-  /**
-   * Points before `base`, oldest first, and all that changed between the first of them and `base`.
-   */
-  readonly unsettled?: { readonly bases: readonly string[]; readonly changes: DirtyBitmap } | undefined;
-  /** How long the store may still forget a point that it has acknowledged, in ms. */
-  readonly settleMs: number;
+export interface BasesOptions extends Pick<ProtectedDiskOptions, "base" | "earlierBases" | "unsettled" | "settleMs"> {
   /** A clock that cannot be set, in ms. */
   readonly now: () => number;
   /**

@@ -103,9 +103,7 @@ class ClosedBarrier implements Barrier {
     this.drained = new Promise<void>((resolve) => {
       this.drain = resolve;
     });
-    this.#timer = setTimeout(() => {
-      this.open();
-    }, heldMsMax);
+    this.#timer = setTimeout(() => this.open(), heldMsMax);
   }
 
   get held(): boolean {

@@ -311,9 +311,7 @@ class Copies {
       this.#made += 1;
       return new Uint8Array(keptGranulesMax * granuleBytes);
     }
-    return await new Promise<Uint8Array>((resolve) => {
-      this.#waiting.push(resolve);
-    });
+    return await new Promise<Uint8Array>((resolve) => this.#waiting.push(resolve));
   }
 
   release(buffer: Uint8Array): void {

@@ -12,7 +12,6 @@
  * The point is pinned before the record exists, and held while it is read, so that it outlives a
  * process that was killed. Both end when the image holds everything.
  */
-import type { BlockDevice, DeviceExtent } from "../../device.ts";
 import type { FileIdentity } from "../../disk/source/file-identity.ts";
 import { LiveFile } from "../../disk/source/live-file.ts";
 import { type QuiescenceSignature, quiescenceSignature } from "../../disk/source/quiescence.ts";
@@ -56,14 +55,16 @@ export interface HydrationStatus {
   readonly trouble: TidemarkError | null;
 }
 
-export class HydratingImage implements BlockDevice {
-  readonly description: string;
-  readonly readOnly = false;
-  readonly sizeBytes: number;
+interface HydratingParts {
+  readonly live: LiveFile;
+  readonly overlay: OverlayFile;
+  readonly below: PatientPoint;
+}
+
+export class HydratingImage extends OverlaidDisk {
   /** The point that it began as. */
   readonly origin: RecordIdentity;
   readonly #live: LiveFile;
-  readonly #disk: OverlaidDisk;
   readonly #below: PatientPoint;
   readonly #hydration: Hydration;
   readonly #unpin: () => Promise<void>;
@@ -74,38 +75,22 @@ export class HydratingImage implements BlockDevice {
     context: VaultContext,
     options: HydratingImageOptions,
     origin: RecordIdentity,
-    { live, overlay }: { readonly live: LiveFile; readonly overlay: OverlayFile },
+    { live, overlay, below }: HydratingParts,
   ) {
-    const { blockBytes } = context.document;
-    this.description = live.description;
-    this.sizeBytes = origin.sizeBytes;
+    super(below, overlay, live.description);
     this.origin = origin;
     this.#live = live;
-    this.#below = new PatientPoint({
-      description: `point ${origin.sequence} of disk ${JSON.stringify(origin.disk)}`,
-      sizeBytes: origin.sizeBytes,
-      waitMs: options.readWaitMs ?? hydrationTiming.readWaitMs,
-      open: async () =>
-        await openHeldPoint(context, {
-          disk: origin.disk,
-          point: origin.point,
-          cacheBytes: Math.max(options.cacheBytes ?? cacheBytesDefault, cacheBlocksMin * blockBytes),
-          purpose: "hydrate",
-          keeper: this.#hydration,
-          onNotice: options.onNotice,
-        }),
-    });
+    this.#below = below;
     this.#unpin = async () => await unpin(new Store(context.sink), origin, options);
-    this.#disk = new OverlaidDisk(this.#below, overlay);
     this.#hydration = new Hydration({
-      disk: this.#disk,
-      below: this.#below,
-      blockBytes,
+      disk: this,
+      below,
+      blockBytes: context.document.blockBytes,
       bandwidth: options.bandwidth,
       onFailure: ({ message }) =>
         options.onNotice({ code: "IMAGE_NOT_FILLED", message: `the copy waits, and goes on by itself: ${message}` }),
       onComplete: async () => {
-        await this.#below.retire();
+        await below.retire();
         await this.#unpin();
       },
     });
@@ -127,7 +112,23 @@ export class HydratingImage implements BlockDevice {
       const origin = await readRecordHeader(record);
       checkOrigin(context, options, origin);
       const overlay = await OverlayFile.ofImage(record, live, origin.sizeBytes);
-      return new HydratingImage(context, options, origin, { live, overlay });
+      const cacheBytesMin = cacheBlocksMin * context.document.blockBytes;
+      const below = new PatientPoint({
+        description: `point ${origin.sequence} of disk ${JSON.stringify(origin.disk)}`,
+        sizeBytes: origin.sizeBytes,
+        waitMs: options.readWaitMs ?? hydrationTiming.readWaitMs,
+        open: async () =>
+          await openHeldPoint(context, {
+            disk: origin.disk,
+            point: origin.point,
+            cacheBytes: Math.max(options.cacheBytes ?? cacheBytesDefault, cacheBytesMin),
+            purpose: "hydrate",
+            keeper: image.#hydration,
+            onNotice: options.onNotice,
+          }),
+      });
+      const image: HydratingImage = new HydratingImage(context, options, origin, { live, overlay, below });
+      return image;
     } catch (error) {
       await record?.close();
       await live.close();
@@ -138,16 +139,11 @@ export class HydratingImage implements BlockDevice {
   get status(): HydrationStatus {
     return {
       state: this.#hydration.state,
-      hydratedBytes: this.#disk.presentBytes,
+      hydratedBytes: this.presentBytes,
       sizeBytes: this.sizeBytes,
       bytesFetched: this.#below.bytesFetched,
       trouble: this.#hydration.trouble ?? this.#below.unreachable ?? null,
     };
-  }
-
-  /** Bytes delivered to readers, and bytes written by clients, zeros and trims included. */
-  get counts(): OverlaidDisk["counts"] {
-    return this.#disk.counts;
   }
 
   /** Begins to open the point, if it is needed. `start` follows. */
@@ -171,48 +167,12 @@ export class HydratingImage implements BlockDevice {
   present(): Extent[] {
     const found: Extent[] = [];
     for (let at = 0; at < this.sizeBytes; ) {
-      const below = this.#disk.nextBelow(at);
+      const below = this.nextBelow(at);
       const end = below?.offset ?? this.sizeBytes;
       if (end > at) found.push({ offset: at, length: end - at });
       at = below === undefined ? this.sizeBytes : below.offset + below.length;
     }
     return found;
-  }
-
-  tryRead(offset: number, into: Uint8Array): boolean {
-    return this.#disk.tryRead(offset, into);
-  }
-
-  async read(offset: number, into: Uint8Array): Promise<void> {
-    await this.#disk.read(offset, into);
-  }
-
-  tryWrite(offset: number, bytes: Uint8Array): boolean {
-    return this.#disk.tryWrite(offset, bytes);
-  }
-
-  async write(offset: number, bytes: Uint8Array): Promise<void> {
-    await this.#disk.write(offset, bytes);
-  }
-
-  async zero(offset: number, length: number): Promise<void> {
-    await this.#disk.zero(offset, length);
-  }
-
-  async trim(offset: number, length: number): Promise<void> {
-    await this.#disk.trim(offset, length);
-  }
-
-  async flush(): Promise<void> {
-    await this.#disk.flush();
-  }
-
-  extents(offset: number, length: number, countMax: number): DeviceExtent[] {
-    return this.#disk.extents(offset, length, countMax);
-  }
-
-  async lookUp(offset: number, length: number, countMax: number): Promise<DeviceExtent[]> {
-    return await this.#disk.lookUp(offset, length, countMax);
   }
 
   identity(): FileIdentity {
@@ -233,7 +193,7 @@ export class HydratingImage implements BlockDevice {
     return {
       description: this.description,
       sizeBytes: () => Promise.resolve(this.sizeBytes),
-      read: async (offset, into) => await this.#disk.read(offset, into),
+      read: async (offset, into) => await this.read(offset, into),
     };
   }
 
@@ -255,7 +215,7 @@ export class HydratingImage implements BlockDevice {
   }
 
   /** Ends the copy, saves what is known, and closes the image. Idempotent. Errors: those of `flush`. */
-  async close(): Promise<void> {
+  override async close(): Promise<void> {
     // Reads that wait for a store that is away are ended first: changes under way wait for them.
     const stopped = this.#hydration.stop();
     try {
@@ -263,7 +223,7 @@ export class HydratingImage implements BlockDevice {
       await stopped;
       await this.#unpinning;
     } finally {
-      await this.#disk.close();
+      await super.close();
     }
   }
 }

@@ -18,9 +18,10 @@ import { LiveFile } from "../../disk/source/live-file.ts";
 import { makeFolder } from "../../disk/source/plain-file.ts";
 import { fileError } from "../../disk/source/positional-file.ts";
 import { imageFolder, pinnedPath } from "../../disk/source/unfinished-image.ts";
-import { hasCode, systemCode, TidemarkError } from "../../errors.ts";
+import { hasCode, systemCode, TidemarkError, unlessAbsent } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
+import type { NoticedDisk } from "../../store/place.ts";
 import { readHead } from "../../store/points/head.ts";
 import { deletePin, listPins, putPin } from "../../store/points/pins.ts";
 import { selectPoint } from "../../store/points/points.ts";
@@ -118,10 +119,7 @@ export async function lookAtImage(given: string): Promise<"absent" | "closed" | 
  */
 export async function partialsOf(image: string): Promise<string[]> {
   const start = `${basename(image)}.partial-`;
-  const names = await readdir(dirname(image)).catch((error: unknown): string[] => {
-    if (systemCode(error) === "ENOENT") return [];
-    throw error;
-  });
+  const names = (await unlessAbsent(readdir(dirname(image)))) ?? [];
   return names.filter((name) => name.startsWith(start)).map((name) => join(dirname(image), name));
 }
 
@@ -174,13 +172,8 @@ function pinName(image: string): string {
   return `image ${hostname().slice(0, 50)}:…${image.slice(-60)} ${createHash("sha256").update(name).digest("hex").slice(0, 16)}`;
 }
 
-interface PinPlace {
-  readonly store: Store;
-  readonly vault: string;
-  readonly disk: string;
+interface PinPlace extends NoticedDisk {
   readonly image: string;
-  readonly onNotice: (notice: Notice) => void;
-  readonly signal?: AbortSignal | undefined;
 }
 
 /** Removes the pins for an image, on whichever point an earlier begin may have left one. */

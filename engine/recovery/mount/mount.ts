@@ -180,11 +180,11 @@ export interface MountOptions {
   /** Folder of an overlay without a name. Default: the system's folder for temporary files. */
   readonly temporaryFolder?: string | undefined;
   /**
-   * Called while it is mounted, too: POINT_DAMAGED once for each range that cannot be read back,
-   * HOLD_LOST.
+   * Called while it is open, too: POINT_DAMAGED once for each range that cannot be read back,
+   * HOLD_REFUSED, HOLD_LOST.
    */
   readonly onNotice?: ((notice: Notice) => void) | undefined;
-  /** Ends `open`; it does not end the mount afterwards. */
+  /** Ends the opening, not what has been opened. */
   readonly signal?: AbortSignal | undefined;
 }
 

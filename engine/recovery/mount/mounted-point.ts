@@ -181,9 +181,7 @@ export class MountedPoint extends ReadOnlyDevice {
       this.#throwIfClosed();
       const reached = this.#fetcher.ahead(offset / this.#blockBytes, Math.ceil(end / this.#blockBytes));
       if (reached * this.#blockBytes > offset) return Math.min(end, reached * this.#blockBytes);
-      await new Promise<void>((go) => {
-        this.#waitForRoom.push(go);
-      });
+      await new Promise<void>((go) => this.#waitForRoom.push(go));
     }
   }
 

@@ -51,8 +51,8 @@ export class OverlaidDisk implements BlockDevice {
   #closing: Promise<void> | undefined;
 
   /** The disk owns both from now on, and closes them. */
-  constructor(below: BlockDevice, overlay: OverlayFile) {
-    this.description = `${below.description}, with an overlay`;
+  constructor(below: BlockDevice, overlay: OverlayFile, description = `${below.description}, with an overlay`) {
+    this.description = description;
     this.sizeBytes = below.sizeBytes;
     this.#below = below;
     this.#overlay = overlay;

@@ -17,10 +17,9 @@
 import { Readable } from "node:stream";
 import type { BlockDevice } from "../../device.ts";
 import { TidemarkError, throwIfAborted } from "../../errors.ts";
-import type { Notice } from "../../notice.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
 import type { PointSummary } from "../../store/points/points.ts";
-import { Mount } from "./mount.ts";
+import { Mount, type MountOptions } from "./mount.ts";
 
 /**
  * Memory for blocks unless the caller says otherwise: enough that a sequential reader never waits
@@ -31,19 +30,9 @@ const pieceBytesDefault: number = 1024 * 1024;
 const pieceBytesMax: number = 64 * 1024 * 1024;
 
 /** How `Vault.openPoint` works. */
-export interface OpenPointOptions {
-  readonly disk: string;
-  /** Sequence number, id, `latest`, or an ISO time (the newest point not younger). */
-  readonly point: string;
+export interface OpenPointOptions extends Pick<MountOptions, "disk" | "point" | "onNotice" | "signal"> {
   /** Memory for blocks in bytes, at least 16 of the vault's blocks. Default: 64 MiB. */
   readonly cacheBytes?: number | undefined;
-  /**
-   * Told also while the handle is open: POINT_DAMAGED once for each range that cannot be read back,
-   * HOLD_REFUSED, HOLD_LOST.
-   */
-  readonly onNotice?: ((notice: Notice) => void) | undefined;
-  /** Ends the opening, not what has been opened. */
-  readonly signal?: AbortSignal | undefined;
 }
 
 /** A range of a point, and how it is handed out. */

@@ -18,8 +18,8 @@
 import { randomInt } from "node:crypto";
 import { hasCode, TidemarkError } from "../../errors.ts";
 import { pageAlignmentBytes, pageWriteBytesMax, type Sink } from "../../sink.ts";
-import { InPlaceBlobTarget } from "./in-place-blob-target.ts";
-import type { ImageFormat, MaterializeMode, RestoreTarget } from "./target.ts";
+import { type BlobOptions, InPlaceBlobTarget } from "./in-place-blob-target.ts";
+import type { MaterializeMode, RestoreTarget, TargetImage } from "./target.ts";
 import { targetExists } from "./target.ts";
 import { planFooter, vhdBlobBytesMax, vhdDiskBytes, vhdFooterBytes, vhdTooLarge } from "./vhd.ts";
 
@@ -34,16 +34,9 @@ const gapBytesMax: number = 256 * 1024;
 const attemptsMax = 5;
 const reservedNames: readonly string[] = ["vault.json", "copy", "disks", "segments", "reclaim", "failover"];
 
-interface BlobTargetOptions {
-  readonly name: string;
-  readonly format: ImageFormat;
+interface BlobTargetOptions extends BlobOptions, Pick<TargetImage, "format" | "vaultId" | "point"> {
   readonly mode: MaterializeMode;
-  readonly volumeBytes: number;
-  readonly vaultId: string;
-  readonly point: string;
   readonly pointTimeMs?: number | undefined;
-  readonly sink: Sink;
-  readonly signal?: AbortSignal | undefined;
 }
 
 /** A stretch of 4 MiB of the image whose bytes are still coming in. */

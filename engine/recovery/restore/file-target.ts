@@ -24,7 +24,8 @@ import { lstat, readdir, rename, rm } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { isOurs, readOwn, replacePlain } from "../../disk/source/plain-file.ts";
 import { fileError, PositionalFile } from "../../disk/source/positional-file.ts";
-import { hasCode, systemCode, TidemarkError } from "../../errors.ts";
+import { syncFolder } from "../../disk/source/sync-folder.ts";
+import { hasCode, systemCode, TidemarkError, unlessAbsent } from "../../errors.ts";
 import type { ImageFormat, RestoreTarget, TargetImage } from "./target.ts";
 import { lockTarget, targetExists } from "./target.ts";
 import { planFooter, vhdDiskBytes, vhdFooterBytes } from "./vhd.ts";
@@ -166,7 +167,7 @@ export class FileTarget implements RestoreTarget {
       await giveMode(this.#file, this.#mode);
       await this.#file.sync();
       if ((await inodeAt(this.#file.path)) !== (await this.#file.stat()).ino) throw exchanged(this.#file.path);
-      if (!this.#replaces && (await exists(path))) throw targetExists(path, false);
+      if (!this.#replaces && (await inodeAt(path)) !== undefined) throw targetExists(path, false);
       await rename(this.#file.path, path);
       await syncFolder(dirname(path));
       for (const name of await journalsOf(path)) await rm(name, { force: true });
@@ -210,10 +211,7 @@ export function journalPathOf(path: string): string {
  */
 export async function journalsOf(path: string): Promise<string[]> {
   const journal = journalPathOf(path);
-  const names = await readdir(dirname(path)).catch((error: unknown) => {
-    if (systemCode(error) === "ENOENT") return [];
-    throw error;
-  });
+  const names = (await unlessAbsent(readdir(dirname(path)))) ?? [];
   const asides = names
     .map((name) => join(dirname(path), name))
     .filter((name) => name.startsWith(`${journal}.`) && name.endsWith(".new"));
@@ -245,9 +243,8 @@ async function openLocked(path: string): Promise<PositionalFile> {
 /** Undefined: there is no partial, or what had its name was none of ours and has been removed. */
 async function openExisting(path: string): Promise<PositionalFile | undefined> {
   try {
-    return await PositionalFile.openPlain(path, constants.O_RDWR);
+    return await unlessAbsent(PositionalFile.openPlain(path, constants.O_RDWR));
   } catch (error) {
-    if (systemCode(error) === "ENOENT") return undefined;
     // EACCES: the file of another user. Where this user may not remove it either, the removal says so.
     if (!hasCode(error, "DAMAGED") && systemCode(error) !== "EACCES") throw error;
     await rm(path, { force: true });
@@ -284,22 +281,7 @@ function exchanged(path: string): TidemarkError {
 }
 
 async function inodeAt(path: string): Promise<bigint | undefined> {
-  try {
-    return (await lstat(path, { bigint: true })).ino;
-  } catch (error) {
-    if (systemCode(error) === "ENOENT") return undefined;
-    throw error;
-  }
-}
-
-async function exists(path: string): Promise<boolean> {
-  try {
-    await lstat(path);
-    return true;
-  } catch (error) {
-    if (systemCode(error) === "ENOENT") return false;
-    throw error;
-  }
+  return (await unlessAbsent(lstat(path, { bigint: true })))?.ino;
 }
 
 /**
@@ -338,17 +320,6 @@ function resumePoint(journal: Partial<Journal> | undefined, plan: TargetImage, p
 
 function imageBytes(plan: TargetImage): number {
   return plan.format === "vhd" ? vhdDiskBytes(plan.volumeBytes) + vhdFooterBytes : plan.volumeBytes;
-}
-
-async function syncFolder(path: string): Promise<void> {
-  // Windows cannot open folders; its file system orders renames by itself.
-  if (process.platform === "win32") return;
-  const folder = await PositionalFile.open(path, constants.O_RDONLY);
-  try {
-    await folder.sync();
-  } finally {
-    await folder.close();
-  }
 }
 
 function failed(path: string, cause: unknown): TidemarkError {

@@ -27,7 +27,8 @@ const attemptsMax = 5;
 /** By how much the sequence number rises at most. */
 const raiseMax: number = 2 ** 20;
 
-interface InPlaceBlobOptions {
+/** A page blob that a target is made of, or is to be. */
+export interface BlobOptions {
   readonly name: string;
   readonly volumeBytes: number;
   readonly sink: Sink;
@@ -37,18 +38,18 @@ interface InPlaceBlobOptions {
 export class InPlaceBlobTarget implements RestoreTarget {
   readonly description: string;
   readonly resumeAt = 0;
-  readonly #options: InPlaceBlobOptions;
+  readonly #options: BlobOptions;
   readonly #fence: { readonly sequenceNumber: number };
   #bytesWritten = 0;
 
-  private constructor(options: InPlaceBlobOptions, sequenceNumber: number) {
+  private constructor(options: BlobOptions, sequenceNumber: number) {
     this.description = `blob:${options.name} in ${options.sink.description}`;
     this.#options = options;
     this.#fence = { sequenceNumber };
   }
 
   /** Errors: TARGET_FAILED when it is absent, no fixed VHD, or one of another size. */
-  static async open(options: InPlaceBlobOptions): Promise<InPlaceBlobTarget> {
+  static async open(options: BlobOptions): Promise<InPlaceBlobTarget> {
     const { name, volumeBytes, sink, signal } = options;
     try {
       const before = await sink.statPages(name, { signal });

@@ -27,7 +27,7 @@ import { crc32 } from "node:zlib";
 import { forEachAtOnce } from "../../concurrency.ts";
 import { fileError, PositionalFile } from "../../disk/source/positional-file.ts";
 import { syncFolder } from "../../disk/source/sync-folder.ts";
-import { systemCode, TidemarkError } from "../../errors.ts";
+import { TidemarkError, unlessAbsent } from "../../errors.ts";
 import { granuleBytes } from "../../limits.ts";
 import type { RestoreTarget } from "./target.ts";
 
@@ -75,13 +75,7 @@ export function redoLogNames(base: string): readonly [staged: string, redo: stri
 /** Whether an apply has begun and has to be ended. Errors: TARGET_FAILED. */
 export async function isApplyUnderWay(base: string): Promise<boolean> {
   const [, redo] = redoLogNames(base);
-  try {
-    await lstat(redo);
-    return true;
-  } catch (error) {
-    if (systemCode(error) === "ENOENT") return false;
-    throw failed(redo, error);
-  }
+  return await translated(redo, async () => (await unlessAbsent(lstat(redo))) !== undefined);
 }
 
 /** Removes a log, applied or not. Durable when it returns. Errors: TARGET_FAILED. */
@@ -164,13 +158,8 @@ export class RedoLog implements AsyncDisposable {
     const [staged, redo, data] = redoLogNames(base);
     const name = (await isApplyUnderWay(base)) ? redo : staged;
     return await translated(name, async () => {
-      let files: LogFiles;
-      try {
-        files = await openFiles(name, data, constants.O_RDWR);
-      } catch (error) {
-        if (systemCode(error) === "ENOENT") return undefined;
-        throw error;
-      }
+      const files = await unlessAbsent(openFiles(name, data, constants.O_RDWR));
+      if (files === undefined) return undefined;
       const content = await contentOf(files.records);
       if (content === undefined) {
         await closeFiles(files);

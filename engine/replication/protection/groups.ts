@@ -173,9 +173,7 @@ export class Group {
       signal.addEventListener("abort", leave, { once: true });
       this.#arrivals.push(arrival);
       if (this.#arrivals.length === 1) this.#joinOthers(member.disk);
-      this.#timer ??= setTimeout(() => {
-        this.#breakUp();
-      }, waitMsMax);
+      this.#timer ??= setTimeout(() => this.#breakUp(), waitMsMax);
       this.#cutIfComplete();
     });
   }

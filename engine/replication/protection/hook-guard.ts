@@ -97,9 +97,7 @@ export async function startGuard({
     stdio: ["pipe", "ignore", "ignore"],
   });
   child.stdin?.on("error", () => undefined); // a guard that has been killed
-  const ended = new Promise<void>((resolve) => {
-    child.once("exit", () => resolve());
-  });
+  const ended = new Promise<void>((resolve) => child.once("exit", () => resolve()));
   try {
     await once(child, "spawn");
   } catch (error) {

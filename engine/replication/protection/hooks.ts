@@ -108,14 +108,9 @@ export function commandHook(options: CommandHookOptions): Hook {
     async thaw() {
       assert(frozen !== undefined, "only what is frozen is thawed");
       const { guard, pointTime } = frozen;
-      const limit = new AbortController();
-      const timer = setTimeout(() => {
-        limit.abort();
-      }, thawTimeoutMs);
       try {
-        return await runCommand(settings("post", pointTime), guard, limit.signal);
+        return await within(thawTimeoutMs, (signal) => runCommand(settings("post", pointTime), guard, signal));
       } finally {
-        clearTimeout(timer);
         await guard?.dismiss();
         frozen = undefined;
       }
@@ -152,18 +147,19 @@ export interface FunctionHookOptions {
 export function functionHook({ name, freeze, thaw, thawTimeoutMs = thawMsDefault }: FunctionHookOptions): Hook {
   return {
     freeze: (signal) => runFunction("pre", name, () => freeze(signal), signal),
-    async thaw() {
-      const limit = new AbortController();
-      const timer = setTimeout(() => {
-        limit.abort();
-      }, thawTimeoutMs);
-      try {
-        return await runFunction("post", name, thaw, limit.signal);
-      } finally {
-        clearTimeout(timer);
-      }
-    },
+    thaw: () => within(thawTimeoutMs, (signal) => runFunction("post", name, thaw, signal)),
   };
+}
+
+/** Runs `work` with a signal that aborts after `limitMs`. */
+async function within<Result>(limitMs: number, work: (signal: AbortSignal) => Promise<Result>): Promise<Result> {
+  const limit = new AbortController();
+  const timer = setTimeout(() => limit.abort(), limitMs);
+  try {
+    return await work(limit.signal);
+  } finally {
+    clearTimeout(timer);
+  }
 }
 
 export interface FreezeOptions {
@@ -239,9 +235,7 @@ class Deadline {
   readonly #options: FreezeOptions;
   readonly #startedAtMs = performance.now();
   readonly #timer: NodeJS.Timeout;
-  readonly #stop = (): void => {
-    this.#controller.abort();
-  };
+  readonly #stop = (): void => this.#controller.abort();
 
   constructor(options: FreezeOptions) {
     this.#options = options;

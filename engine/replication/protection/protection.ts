@@ -452,9 +452,7 @@ export class Protection implements AsyncDisposable {
       made,
       intervalMs: drainTimeMs(this.#schedule.next(now()).inMs, this.#policy),
       isHurried: () => isHurried(this.#state),
-      onCommitting: (id) => {
-        this.#take({ kind: "committing", id, cutAtMs: made.cutAtMs });
-      },
+      onCommitting: (id) => this.#take({ kind: "committing", id, cutAtMs: made.cutAtMs }),
       signal: this.#cycle.signal,
     });
   }

@@ -145,9 +145,7 @@ export class SelfPrune {
   #begin(session: Session, policy: RetentionPolicy): Planning {
     const abort = new AbortController();
     const signal = AbortSignal.any([abort.signal, session.signal]);
-    const onNotice = ({ code, message }: Notice): void => {
-      this.#notice(code, message);
-    };
+    const onNotice = ({ code, message }: Notice): void => this.#notice(code, message);
     const asked = {
       store: session.store,
       vault: this.#vault,

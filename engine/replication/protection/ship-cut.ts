@@ -81,15 +81,9 @@ export async function shipCut(options: ShipCutOptions): Promise<PointRecord> {
         options.onCommitting(id);
         await protectedDisk.expectPoint(id);
       },
-      onProgress: (_doneBytes, storedBytes) => {
-        noteUpload(storedBytes);
-      },
-      onCaptured: () => {
-        measures.reached("captured", cutAtMs);
-      },
-      onShipped: () => {
-        measures.reached("shipped", cutAtMs);
-      },
+      onProgress: (_doneBytes, storedBytes) => noteUpload(storedBytes),
+      onCaptured: () => measures.reached("captured", cutAtMs),
+      onShipped: () => measures.reached("shipped", cutAtMs),
       signal: AbortSignal.any([cut.signal, signal]),
     });
     noteUpload(shipped.storedBytes + shipped.metadataBytes);

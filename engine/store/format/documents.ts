@@ -8,12 +8,12 @@ import { volumeBytesMax } from "../../limits.ts";
 import type { Consistency } from "../../volume.ts";
 import { anyText, damaged, type Fields, hex32, nameText } from "./fields.ts";
 import { isDiskName } from "./names.ts";
-import { decode, documentBytesMax, encode, encodeList } from "./signed-text.ts";
+import { decodeOfDisk, documentBytesMax, encode, encodeList, type Owner } from "./signed-text.ts";
 
 export { anyText, hex32 } from "./fields.ts";
 export { formatVersion } from "./signed-text.ts";
 export { type DigestName, decodeVault, digestNames, encodeVault, type VaultDocument } from "./vault-document.ts";
-export { documentBytesMax };
+export { documentBytesMax, type Owner };
 
 /** The process that has, or last had, the writer lease of a disk. */
 export interface WriterRecord {
@@ -106,9 +106,7 @@ export interface PageReference {
 export type PageLevel = 0 | 1;
 
 /** The newest points stand in the head itself, at least one if there is any. */
-export interface HeadDocument extends PointList {
-  readonly vault: string;
-  readonly disk: string;
+export interface HeadDocument extends PointList, Owner {
   readonly epoch: number;
   /**
    * Null after the writer has left the disk in good order: then no write of its epoch can still
@@ -125,9 +123,7 @@ export interface HeadDocument extends PointList {
 /**
  * Older points of a disk, written once. It holds either points or references to pages, never both.
  */
-export interface PageDocument extends PointList {
-  readonly vault: string;
-  readonly disk: string;
+export interface PageDocument extends PointList, Owner {
   readonly epoch: number;
   readonly ordinal: number;
 }
@@ -155,9 +151,7 @@ export interface ManifestStatistics {
   readonly storedBytes: number;
 }
 
-export interface ManifestDocument {
-  readonly vault: string;
-  readonly disk: string;
+export interface ManifestDocument extends Owner {
   readonly sequence: number;
   readonly epoch: number;
   readonly parent: string | null;
@@ -209,17 +203,16 @@ export function readWriter(writer: Fields): WriterRecord {
 
 /** Errors: DAMAGED (also when it is another vault's or disk's head), FORMAT_UNSUPPORTED. */
 export function decodeHead(bytes: Uint8Array, object: string, expected: Owner): HeadDocument {
-  const { fields } = decode("head", bytes, object);
+  const { fields } = decodeOfDisk("head", bytes, object, expected);
   const document: HeadDocument = {
-    vault: fields.text("vault", hex32),
-    disk: fields.text("disk", anyText),
+    vault: expected.vault,
+    disk: expected.disk,
     epoch: fields.epoch("epoch"),
     writer: fields.nestedOrNull("writer", readWriter),
     collection: fields.textOrNull("collection", hex32),
     pages: fields.list("pages", pagesMax, decodeReference),
     points: fields.list("points", headPointsMax, decodePoint),
   };
-  checkOwner(document, object, expected);
   checkOrder(document, object);
   if (document.pages.length > 0 && document.points.length === 0)
     throw damaged(object, "it has pages of points, but not the newest point");
@@ -238,17 +231,16 @@ export function decodePage(
   expected: Owner & { readonly reference: PageReference },
 ): PageDocument {
   const { reference } = expected;
-  const { fields, id } = decode("page", bytes, object);
+  const { fields, id } = decodeOfDisk("page", bytes, object, expected);
   if (id !== reference.checksum) throw damaged(object, `it is page ${id}, where ${reference.checksum} must be`);
   const document: PageDocument = {
-    vault: fields.text("vault", hex32),
-    disk: fields.text("disk", anyText),
+    vault: expected.vault,
+    disk: expected.disk,
     epoch: fields.epoch("epoch"),
     ordinal: fields.integer("ordinal", 0, 0xffff_ffff),
     pages: fields.list("pages", pagesMax, decodeReference),
     points: fields.list("points", pagePointsMax, decodePoint),
   };
-  checkOwner(document, object, expected);
   checkOrder(document, object);
   const holdsPages = document.points.length === 0 && document.pages.every(({ level }) => level === 0);
   if (reference.level === 0 ? document.pages.length > 0 : !holdsPages)
@@ -377,11 +369,11 @@ export function decodeManifest(
   object: string,
   expected: Owner & { readonly id: string },
 ): ManifestDocument {
-  const { fields, id } = decode("manifest", bytes, object);
+  const { fields, id } = decodeOfDisk("manifest", bytes, object, expected);
   if (id !== expected.id) throw damaged(object, `it is point ${id}, where the head names ${expected.id}`);
-  const document: ManifestDocument = {
-    vault: fields.text("vault", hex32),
-    disk: fields.text("disk", anyText),
+  return {
+    vault: expected.vault,
+    disk: expected.disk,
     sequence: fields.sequence("sequence"),
     epoch: fields.epoch("epoch"),
     parent: fields.textOrNull("parent", hex32),
@@ -410,21 +402,6 @@ export function decodeManifest(
     })),
     writtenBy: fields.text("writtenBy", anyText),
   };
-  checkOwner(document, object, expected);
-  return document;
-}
-
-/** The vault and the disk that a document must belong to. */
-export interface Owner {
-  readonly vault: string;
-  readonly disk: string;
-}
-
-/** Errors: DAMAGED when it is another vault's or disk's. */
-export function checkOwner(document: Owner, object: string, expected: Owner): void {
-  if (document.vault !== expected.vault)
-    throw damaged(object, `it belongs to vault ${document.vault}, not to ${expected.vault}`);
-  if (document.disk !== expected.disk) throw damaged(object, `it belongs to disk ${JSON.stringify(document.disk)}`);
 }
 
 /** Checks that sequence numbers and times ascend from page to page and from point to point. */

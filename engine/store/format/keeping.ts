@@ -3,19 +3,21 @@
  * points; and a user's label, which keeps nothing. `points/prune-fence.ts` says in which order they
  * are written and read.
  */
-import type { Owner } from "./documents.ts";
-import { anyText, checkOwner, hex32 } from "./documents.ts";
-import { damaged } from "./fields.ts";
-import { decode, encode, encodeList } from "./signed-text.ts";
+import { anyText, damaged, hex32 } from "./fields.ts";
+import { decodeOfDisk, encode, encodeList, type Owner } from "./signed-text.ts";
+
+/** A document about one point. */
+interface PointOwner extends Owner {
+  readonly sequence: number;
+  /** Id of the point. */
+  readonly point: string;
+}
 
 /**
  * A reader hold. It is in force while its object is leased; its content is for people who look into
  * the vault.
  */
-export interface HoldDocument extends Owner {
-  readonly sequence: number;
-  /** Id of the point. */
-  readonly point: string;
+export interface HoldDocument extends PointOwner {
   /** What the point is read for, such as `mount`. */
   readonly purpose: string;
   readonly pid: number;
@@ -23,10 +25,7 @@ export interface HoldDocument extends Owner {
 }
 
 /** A pin. */
-export interface PinDocument extends Owner {
-  readonly sequence: number;
-  /** Id of the point. */
-  readonly point: string;
+export interface PinDocument extends PointOwner {
   readonly name: string | null;
   readonly createdMs: number;
   /** When the pin ends; null: never. */
@@ -34,10 +33,7 @@ export interface PinDocument extends Owner {
 }
 
 /** A user's text on a point. It keeps nothing. */
-export interface LabelDocument extends Owner {
-  readonly sequence: number;
-  /** Id of the point. */
-  readonly point: string;
+export interface LabelDocument extends PointOwner {
   /** One line, 1 to `labelCharactersMax` characters. */
   readonly text: string;
   readonly createdMs: number;
@@ -78,18 +74,16 @@ export function encodePin(document: PinDocument): Uint8Array {
 
 /** Errors: DAMAGED, FORMAT_UNSUPPORTED. */
 export function decodePin(bytes: Uint8Array, object: string, expected: Owner): PinDocument {
-  const { fields } = decode("pin", bytes, object);
-  const document: PinDocument = {
-    vault: fields.text("vault", hex32),
-    disk: fields.text("disk", anyText),
+  const { fields } = decodeOfDisk("pin", bytes, object, expected);
+  return {
+    vault: expected.vault,
+    disk: expected.disk,
     sequence: fields.sequence("sequence"),
     point: fields.text("point", hex32),
     name: fields.textOrNull("name", anyText),
     createdMs: fields.time("createdMs"),
     untilMs: fields.timeOrNull("untilMs"),
   };
-  checkOwner(document, object, expected);
-  return document;
 }
 
 export function encodeLabel(document: LabelDocument): Uint8Array {
@@ -98,17 +92,15 @@ export function encodeLabel(document: LabelDocument): Uint8Array {
 
 /** Errors: DAMAGED, FORMAT_UNSUPPORTED. */
 export function decodeLabel(bytes: Uint8Array, object: string, expected: Owner): LabelDocument {
-  const { fields } = decode("label", bytes, object);
-  const document: LabelDocument = {
-    vault: fields.text("vault", hex32),
-    disk: fields.text("disk", anyText),
+  const { fields } = decodeOfDisk("label", bytes, object, expected);
+  return {
+    vault: expected.vault,
+    disk: expected.disk,
     sequence: fields.sequence("sequence"),
     point: fields.text("point", hex32),
     text: fields.text("text", labelText),
     createdMs: fields.time("createdMs"),
   };
-  checkOwner(document, object, expected);
-  return document;
 }
 
 export function encodeCondemned(document: CondemnedDocument): Uint8Array {
@@ -117,21 +109,25 @@ export function encodeCondemned(document: CondemnedDocument): Uint8Array {
 
 /** Errors: DAMAGED, FORMAT_UNSUPPORTED. */
 export function decodeCondemned(bytes: Uint8Array, object: string, expected: Owner): CondemnedDocument {
-  const { fields } = decode("condemned", bytes, object);
+  const { fields } = decodeOfDisk("condemned", bytes, object, expected);
   const document: CondemnedDocument = {
-    vault: fields.text("vault", hex32),
-    disk: fields.text("disk", anyText),
+    vault: expected.vault,
+    disk: expected.disk,
     epoch: fields.epoch("epoch"),
     ranges: fields.list("ranges", condemnedRangesMax, (range) => ({
       first: range.sequence("first"),
       last: range.sequence("last"),
     })),
   };
-  checkOwner(document, object, expected);
+  checkRanges(document.ranges, object);
+  return document;
+}
+
+/** Checks that ranges ascend. */
+export function checkRanges(ranges: readonly SequenceRange[], object: string): void {
   let before = 0;
-  for (const { first, last } of document.ranges) {
+  for (const { first, last } of ranges) {
     if (first <= before || last < first) throw damaged(object, "its ranges are not in order");
     before = last;
   }
-  return document;
 }

@@ -6,18 +6,16 @@
  * one operation on the plan's run. Its steps are actions and machines, in stages: the steps of one
  * stage are done at the same time, the stages one after the other.
  */
-import { anyText, groupDisksMax, hex32, readWriter, type WriterRecord } from "./documents.ts";
-import { damaged, type Fields } from "./fields.ts";
+import { groupDisksMax, readWriter } from "./documents.ts";
+import { anyText, damaged, type Fields } from "./fields.ts";
 import { isDiskName, planRunObjectName } from "./names.ts";
 import {
-  type JobState,
   jobStates,
   longText,
   outputText,
-  type RunDirection,
+  type RunDocument,
   type RunError,
-  type RunKind,
-  type RunOperation,
+  type RunJob,
   type RunPoint,
   readNote,
   readRunError,
@@ -28,7 +26,7 @@ import {
   runName8,
   runOperations,
 } from "./run.ts";
-import { decode, encode } from "./signed-text.ts";
+import { decodeOfVault, encode } from "./signed-text.ts";
 
 /** A command, or work that a person does while the run waits. */
 export type PlanAction =
@@ -55,7 +53,7 @@ export interface PlanMachine {
   readonly name: string;
   readonly disks: readonly string[];
   /** Where its disks are written today: an agent's socket, or the image of its only disk; null: not said. */
-  readonly source: { readonly kind: "agent" | "image"; readonly path: string } | null;
+  readonly source: RunDocument["source"];
 }
 
 /** Machines that are taken over at the same time, with what is done before and after. */
@@ -144,32 +142,17 @@ export interface PlanStep {
   readonly error: RunError | null;
 }
 
-export interface PlanJob {
-  readonly operation: RunOperation;
-  readonly state: JobState;
-  readonly startMs: number;
-  readonly endMs: number | null;
+export interface PlanJob extends Omit<RunJob, "tasks"> {
   readonly steps: readonly PlanStep[];
 }
 
-export interface PlanRunDocument {
-  readonly vault: string;
-  /** Name of the run: 8 hexadecimal digits. */
-  readonly run: string;
-  /** Rises each time that a process begins to work on the run. */
-  readonly epoch: number;
-  readonly worker: WriterRecord | null;
-  readonly kind: RunKind;
-  readonly direction: RunDirection;
+/** What it has in common with a machine's run means the same there. */
+export interface PlanRunDocument
+  extends Pick<RunDocument, "vault" | "run" | "epoch" | "worker" | "kind" | "direction" | "selector" | "target">,
+    Pick<RunDocument, "discardPoints" | "createdMs" | "ttlMs" | "notes"> {
   /** The host on which the commands run, and local targets are. */
   readonly host: string;
   readonly plan: Plan;
-  readonly selector: string;
-  readonly target: string;
-  readonly discardPoints: boolean;
-  readonly createdMs: number;
-  readonly ttlMs: number | null;
-  readonly notes: readonly { readonly timeMs: number; readonly text: string }[];
   readonly machines: readonly PlanRunMachine[];
   readonly jobs: readonly PlanJob[];
 }
@@ -195,9 +178,9 @@ export function encodePlanRun(document: PlanRunDocument): Uint8Array {
 
 /** Errors: DAMAGED, FORMAT_UNSUPPORTED. */
 export function decodePlanRun(bytes: Uint8Array, object: string, vault: string): PlanRunDocument {
-  const { fields } = decode("plan", bytes, object);
+  const { fields } = decodeOfVault("plan", bytes, object, vault);
   const document: PlanRunDocument = {
-    vault: fields.text("vault", hex32),
+    vault,
     run: fields.text("run", runName8),
     epoch: fields.integer("epoch"),
     worker: fields.nestedOrNull("worker", readWriter),
@@ -214,7 +197,6 @@ export function decodePlanRun(bytes: Uint8Array, object: string, vault: string):
     machines: fields.list("machines", planMachinesMax, readMachine),
     jobs: fields.list("jobs", planJobsMax, readJob),
   };
-  if (document.vault !== vault) throw damaged(object, "it belongs to another vault");
   if (object !== planRunObjectName(document.run)) throw damaged(object, "it is the document of another run");
   return document;
 }

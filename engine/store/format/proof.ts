@@ -4,11 +4,10 @@
  * every scrubber may write them.
  */
 import { segmentBytes } from "../../limits.ts";
-import type { Owner } from "./documents.ts";
-import { anyText, checkOwner, hex32 } from "./documents.ts";
 import { damaged } from "./fields.ts";
+import { checkRanges, type SequenceRange } from "./keeping.ts";
 import { isSegmentName, segmentsPrefix } from "./names.ts";
-import { decode, encode, encodeList } from "./signed-text.ts";
+import { decodeOfDisk, decodeOfVault, encode, encodeList, type Owner } from "./signed-text.ts";
 
 /** The scrub log of a disk. */
 export interface ProvedDocument extends Owner {
@@ -23,9 +22,7 @@ export interface ProvedDocument extends Owner {
  * Points with sequence numbers from `first` to `last` were proved at one time. Numbers of no point
  * say nothing.
  */
-export interface ProvedRange {
-  readonly first: number;
-  readonly last: number;
+export interface ProvedRange extends SequenceRange {
   readonly provedMs: number;
 }
 
@@ -74,22 +71,17 @@ export function encodeProved(document: ProvedDocument): Uint8Array {
 
 /** Errors: DAMAGED, FORMAT_UNSUPPORTED. */
 export function decodeProved(bytes: Uint8Array, object: string, expected: Owner): ProvedDocument {
-  const { fields } = decode("proved", bytes, object);
+  const { fields } = decodeOfDisk("proved", bytes, object, expected);
   const document: ProvedDocument = {
-    vault: fields.text("vault", hex32),
-    disk: fields.text("disk", anyText),
+    vault: expected.vault,
+    disk: expected.disk,
     ranges: fields.list("ranges", provedRangesMax, (range) => ({
       first: range.sequence("first"),
       last: range.sequence("last"),
       provedMs: range.time("provedMs"),
     })),
   };
-  checkOwner(document, object, expected);
-  let before = 0;
-  for (const { first, last } of document.ranges) {
-    if (first <= before || last < first) throw damaged(object, "its ranges are not in order");
-    before = last;
-  }
+  checkRanges(document.ranges, object);
   return document;
 }
 
@@ -101,7 +93,7 @@ export function encodeQuarantine({ vault, segment, offsets }: QuarantineDocument
 
 /** Errors: DAMAGED, FORMAT_UNSUPPORTED. */
 export function decodeQuarantine(bytes: Uint8Array, object: string, vault: string): QuarantineDocument {
-  const { fields } = decode("quarantine", bytes, object);
+  const { fields } = decodeOfVault("quarantine", bytes, object, vault);
   const gaps = fields.text("gaps", /^(?:[1-9][0-9]{0,9}(?: [1-9][0-9]{0,9})*)?$/);
   const segment = fields.text("segment", { test: isSegmentName });
   const offsets: number[] = [];
@@ -112,10 +104,8 @@ export function decodeQuarantine(bytes: Uint8Array, object: string, vault: strin
       throw damaged(object, "its offsets are beyond a segment");
     offsets.push(offset);
   }
-  const document: QuarantineDocument = { vault: fields.text("vault", hex32), segment, offsets };
-  if (document.vault !== vault) throw damaged(object, `it belongs to vault ${document.vault}`);
   if (quarantineName(segment) !== object) throw damaged(object, `it is of segment ${segment}`);
-  return document;
+  return { vault, segment, offsets };
 }
 
 export function encodeScrubbed(document: ScrubbedDocument): Uint8Array {
@@ -124,12 +114,6 @@ export function encodeScrubbed(document: ScrubbedDocument): Uint8Array {
 
 /** Errors: DAMAGED, FORMAT_UNSUPPORTED. */
 export function decodeScrubbed(bytes: Uint8Array, object: string, vault: string): ScrubbedDocument {
-  const { fields } = decode("scrubbed", bytes, object);
-  const document = {
-    vault: fields.text("vault", hex32),
-    roundMs: fields.time("roundMs"),
-    takenMs: fields.time("takenMs"),
-  };
-  if (document.vault !== vault) throw damaged(object, `it belongs to vault ${document.vault}`);
-  return document;
+  const { fields } = decodeOfVault("scrubbed", bytes, object, vault);
+  return { vault, roundMs: fields.time("roundMs"), takenMs: fields.time("takenMs") };
 }

@@ -6,10 +6,9 @@
 
 import { segmentBytes } from "../../limits.ts";
 import { pageAlignmentBytes } from "../../sink.ts";
-import { hex32 } from "./documents.ts";
-import { damaged } from "./fields.ts";
+import { damaged, hex32 } from "./fields.ts";
 import { isSegmentName, segmentsPrefix } from "./names.ts";
-import { decode, encode } from "./signed-text.ts";
+import { decodeOfVault, encode } from "./signed-text.ts";
 
 export const reclaimPrefix = "reclaim/";
 export const collectionName = "reclaim/collection";
@@ -81,14 +80,8 @@ export function encodeCollection(document: CollectionDocument): Uint8Array {
 
 /** Errors: DAMAGED, FORMAT_UNSUPPORTED. */
 export function decodeCollection(bytes: Uint8Array, object: string, vault: string): CollectionDocument {
-  const { fields } = decode("collection", bytes, object);
-  const document: CollectionDocument = {
-    vault: fields.text("vault", hex32),
-    collection: fields.text("collection", hex32),
-    startedMs: fields.time("startedMs"),
-  };
-  if (document.vault !== vault) throw damaged(object, `it belongs to vault ${document.vault}`);
-  return document;
+  const { fields } = decodeOfVault("collection", bytes, object, vault);
+  return { vault, collection: fields.text("collection", hex32), startedMs: fields.time("startedMs") };
 }
 
 export function encodeCollected(document: CollectedDocument): Uint8Array {
@@ -97,13 +90,8 @@ export function encodeCollected(document: CollectedDocument): Uint8Array {
 
 /** Errors: DAMAGED, FORMAT_UNSUPPORTED. */
 export function decodeCollected(bytes: Uint8Array, object: string, vault: string): CollectedDocument {
-  const { fields } = decode("collected", bytes, object);
-  const document: CollectedDocument = {
-    vault: fields.text("vault", hex32),
-    collectedMs: fields.time("collectedMs"),
-  };
-  if (document.vault !== vault) throw damaged(object, `it belongs to vault ${document.vault}`);
-  return document;
+  const { fields } = decodeOfVault("collected", bytes, object, vault);
+  return { vault, collectedMs: fields.time("collectedMs") };
 }
 
 /** Runs are written as gaps and lengths in alternation, which are short numbers. */
@@ -117,9 +105,9 @@ export function encodeDead(document: DeadDocument): Uint8Array {
 
 /** Errors: DAMAGED, FORMAT_UNSUPPORTED. */
 export function decodeDead(bytes: Uint8Array, object: string, vault: string): DeadDocument {
-  const { fields } = decode("dead", bytes, object);
+  const { fields } = decodeOfVault("dead", bytes, object, vault);
   const document: DeadDocument = {
-    vault: fields.text("vault", hex32),
+    vault,
     collection: fields.text("collection", hex32),
     segment: fields.text("segment", { test: isSegmentName }),
     clearing: fields.boolean("clearing"),
@@ -127,7 +115,6 @@ export function decodeDead(bytes: Uint8Array, object: string, vault: string): De
     dead: runsOf(fields.text("dead", numbers), object),
     condemned: runsOf(fields.text("condemned", numbers), object),
   };
-  if (document.vault !== vault) throw damaged(object, `it belongs to vault ${document.vault}`);
   if (deadName(document.segment) !== object) throw damaged(object, `it is of segment ${document.segment}`);
   return document;
 }

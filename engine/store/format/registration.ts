@@ -7,7 +7,7 @@
  */
 import { anyText, damaged, type Fields, hex32, hex64, nameText } from "./fields.ts";
 import { agentObjectName, isDiskName } from "./names.ts";
-import { decode, encode } from "./signed-text.ts";
+import { decode, decodeOfVault, encode } from "./signed-text.ts";
 
 /** Where registration keys come from. */
 export interface RegistrationDocument {
@@ -94,14 +94,8 @@ export function encodeRegistration(document: RegistrationDocument): Uint8Array {
 
 /** Errors: DAMAGED, FORMAT_UNSUPPORTED. */
 export function decodeRegistration(bytes: Uint8Array, object: string, vault: string): RegistrationDocument {
-  const { fields } = decode("registration", bytes, object);
-  const document: RegistrationDocument = {
-    vault: fields.text("vault", hex32),
-    publicKey: fields.text("publicKey", hex64),
-    secret: fields.textOrNull("secret", hex64),
-  };
-  if (document.vault !== vault) throw damaged(object, "it belongs to another vault");
-  return document;
+  const { fields } = decodeOfVault("registration", bytes, object, vault);
+  return { vault, publicKey: fields.text("publicKey", hex64), secret: fields.textOrNull("secret", hex64) };
 }
 
 export function encodeAgent(document: AgentDocument): Uint8Array {
@@ -110,9 +104,9 @@ export function encodeAgent(document: AgentDocument): Uint8Array {
 
 /** Errors: DAMAGED, FORMAT_UNSUPPORTED. */
 export function decodeAgent(bytes: Uint8Array, object: string, vault: string): AgentDocument {
-  const { fields } = decode("agent", bytes, object);
+  const { fields } = decodeOfVault("agent", bytes, object, vault);
   const document: AgentDocument = {
-    vault: fields.text("vault", hex32),
+    vault,
     agent: fields.text("agent", { test: isDiskName }),
     machine: fields.text("machine", hex32),
     host: fields.text("host", anyText),
@@ -123,7 +117,6 @@ export function decodeAgent(bytes: Uint8Array, object: string, vault: string): A
     removedMs: fields.timeOrNull("removedMs"),
     heartbeat: fields.nestedOrNull("heartbeat", readHeartbeat),
   };
-  if (document.vault !== vault) throw damaged(object, "it belongs to another vault");
   if (object !== agentObjectName(document.agent)) throw damaged(object, "it is the record of another agent");
   return document;
 }

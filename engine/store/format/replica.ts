@@ -4,23 +4,17 @@
  * `next` marks an application that is under way: the target is then a mixture of two points. The
  * signature tells whether the target is still what the document says of it.
  */
-import type { Owner, WriterRecord } from "./documents.ts";
-import { anyText, checkOwner, hex32, readWriter } from "./documents.ts";
-import { damaged, type Fields } from "./fields.ts";
+import { type PointRecord, readWriter, type WriterRecord } from "./documents.ts";
+import { anyText, damaged, type Fields, hex32 } from "./fields.ts";
 import { replicaObjectName } from "./names.ts";
-import { replicaName16, runName8 } from "./run.ts";
-import { decode, encode } from "./signed-text.ts";
+import { longText, replicaName16, runName8 } from "./run.ts";
+import { decodeOfVault, encode, type Owner } from "./signed-text.ts";
 
 /** `vhd`: a file that is a fixed VHD. */
 const replicaKinds = ["file", "vhd", "device", "blob"] as const;
 
 /** A point that a target holds, or is being brought to. */
-export interface ReplicaPoint {
-  readonly sequence: number;
-  readonly id: string;
-  readonly timeMs: number;
-  readonly volumeBytes: number;
-}
+export type ReplicaPoint = Pick<PointRecord, "sequence" | "id" | "timeMs" | "volumeBytes">;
 
 export interface ReplicaDocument extends Owner {
   /** Name of the replica, which follows from its target: 16 hexadecimal digits. */
@@ -45,20 +39,16 @@ export interface ReplicaDocument extends Owner {
   readonly signature: string | null;
 }
 
-/** Paths and signatures: bounded, and free of NUL. */
-const longText = /^[^\0]{0,8192}$/u;
-
 export function encodeReplica(document: ReplicaDocument): Uint8Array {
   return encode("replica", document).bytes;
 }
 
 /** Errors: DAMAGED, FORMAT_UNSUPPORTED. */
 export function decodeReplica(bytes: Uint8Array, object: string, vault: string): ReplicaDocument {
-  const { fields } = decode("replica", bytes, object);
-  const disk = fields.text("disk", anyText);
+  const { fields } = decodeOfVault("replica", bytes, object, vault);
   const document: ReplicaDocument = {
-    vault: fields.text("vault", hex32),
-    disk,
+    vault,
+    disk: fields.text("disk", anyText),
     replica: fields.text("replica", replicaName16),
     epoch: fields.integer("epoch"),
     worker: fields.nestedOrNull("worker", readWriter),
@@ -72,7 +62,6 @@ export function decodeReplica(bytes: Uint8Array, object: string, vault: string):
     next: fields.nestedOrNull("next", readPoint),
     signature: fields.textOrNull("signature", longText),
   };
-  checkOwner(document, object, { vault, disk });
   if (object !== replicaObjectName(document.replica)) throw damaged(object, "it is the document of another replica");
   return document;
 }

@@ -5,12 +5,10 @@
  * `engine/failover/run-table.ts` says which state follows which. States, operations and the fields
  * of jobs bear the names that Azure Site Recovery gives them.
  */
-import type { Consistency } from "../../volume.ts";
-import type { Owner, WriterRecord } from "./documents.ts";
-import { anyText, checkOwner, groupDisksMax, hex32, readWriter } from "./documents.ts";
-import { damaged, type Fields } from "./fields.ts";
+import { groupDisksMax, type PointRecord, readWriter, type WriterRecord } from "./documents.ts";
+import { anyText, damaged, type Fields, hex32 } from "./fields.ts";
 import { runObjectName, runRequestName } from "./names.ts";
-import { decode, encode } from "./signed-text.ts";
+import { decodeOfDisk, decodeOfVault, encode, type Owner } from "./signed-text.ts";
 
 export const runKinds = ["test", "planned", "unplanned", "failback"] as const;
 export type RunKind = (typeof runKinds)[number];
@@ -85,13 +83,7 @@ export const jobStates = ["InProgress", "Succeeded", "Failed", "Suspended", "Can
 export type JobState = (typeof jobStates)[number];
 
 /** A point of a run: which one, and when it was cut. */
-export interface RunPoint {
-  readonly sequence: number;
-  readonly id: string;
-  readonly timeMs: number;
-  readonly consistency: Consistency;
-  readonly volumeBytes: number;
-}
+export type RunPoint = Pick<PointRecord, "sequence" | "id" | "timeMs" | "consistency" | "volumeBytes">;
 
 /** One disk of a run. */
 export interface RunMember {
@@ -253,9 +245,9 @@ export function encodeRun(document: RunDocument): Uint8Array {
 
 /** Errors: DAMAGED, FORMAT_UNSUPPORTED. */
 export function decodeRun(bytes: Uint8Array, object: string, vault: string): RunDocument {
-  const { fields } = decode("run", bytes, object);
+  const { fields } = decodeOfVault("run", bytes, object, vault);
   const document: RunDocument = {
-    vault: fields.text("vault", hex32),
+    vault,
     run: fields.text("run", runName8),
     epoch: fields.integer("epoch"),
     worker: fields.nestedOrNull("worker", readWriter),
@@ -291,7 +283,6 @@ export function decodeRun(bytes: Uint8Array, object: string, vault: string): Run
     members: fields.list("members", groupDisksMax, readMember),
     jobs: fields.list("jobs", runJobsMax, readJob),
   };
-  if (document.vault !== vault) throw damaged(object, "it belongs to another vault");
   if (object !== runObjectName(document.run)) throw damaged(object, "it is the document of another run");
   if (document.members.length === 0) throw damaged(object, "it has no disk");
   return document;
@@ -375,10 +366,10 @@ export function encodeClaim(document: ClaimDocument): Uint8Array {
 
 /** Errors: DAMAGED, FORMAT_UNSUPPORTED. */
 export function decodeClaim(bytes: Uint8Array, object: string, expected: Owner): ClaimDocument {
-  const { fields } = decode("claim", bytes, object);
-  const document: ClaimDocument = {
-    vault: fields.text("vault", hex32),
-    disk: fields.text("disk", anyText),
+  const { fields } = decodeOfDisk("claim", bytes, object, expected);
+  return {
+    vault: expected.vault,
+    disk: expected.disk,
     run: fields.textOrNull("run", runName8),
     place: fields.nestedOrNull("place", readPlace),
     former: fields.nestedOrNull("former", readPlace),
@@ -390,8 +381,6 @@ export function decodeClaim(bytes: Uint8Array, object: string, expected: Owner):
         }))
       : null,
   };
-  checkOwner(document, object, expected);
-  return document;
 }
 
 function readPlace(fields: Fields): ClaimedPlace {
@@ -408,15 +397,14 @@ export function encodeRunRequest(document: RunRequestDocument): Uint8Array {
 
 /** Errors: DAMAGED, FORMAT_UNSUPPORTED. */
 export function decodeRunRequest(bytes: Uint8Array, object: string, vault: string): RunRequestDocument {
-  const { fields } = decode("request", bytes, object);
+  const { fields } = decodeOfVault("request", bytes, object, vault);
   const document: RunRequestDocument = {
-    vault: fields.text("vault", hex32),
+    vault,
     run: fields.text("run", requestName),
     epoch: fields.integer("epoch"),
     requestedMs: fields.integer("requestedMs"),
     host: fields.text("host", anyText),
   };
-  if (document.vault !== vault) throw damaged(object, "it belongs to another vault");
   if (object !== runRequestName(document.run)) throw damaged(object, "it asks for something else");
   return document;
 }

@@ -4,7 +4,7 @@
  * pager.
  */
 import { checksum, toHex } from "./checksum.ts";
-import { damaged, Fields, unsupportedFormat } from "./fields.ts";
+import { anyText, damaged, Fields, hex32, unsupportedFormat } from "./fields.ts";
 import { refuseUnopened } from "./unopened.ts";
 
 export const formatVersion = 1;
@@ -74,16 +74,18 @@ export function claimedId(bytes: Uint8Array): string | undefined {
   return /^tidemark [a-z]+ \d{1,6} ([0-9a-f]{32})\n/.exec(Buffer.from(bytes.subarray(0, 128)).toString("latin1"))?.[1];
 }
 
+/** What the envelope of a document held. */
+interface Decoded {
+  readonly fields: Fields;
+  readonly id: string;
+  readonly version: number;
+}
+
 /**
  * `versionMax`: the newest version of the kind. Errors: DAMAGED (also when it is a document of another
  * kind), FORMAT_UNSUPPORTED.
  */
-export function decode(
-  kind: Kind,
-  bytes: Uint8Array,
-  object: string,
-  versionMax: number = formatVersion,
-): { readonly fields: Fields; readonly id: string; readonly version: number } {
+export function decode(kind: Kind, bytes: Uint8Array, object: string, versionMax: number = formatVersion): Decoded {
   refuseUnopened(bytes, object);
   const text = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const lineEnd = text.subarray(0, 128).indexOf(0x0a);
@@ -104,4 +106,26 @@ export function decode(
     throw damaged(object, "its content is not JSON", error);
   }
   return { fields: new Fields(parsed, object), id, version };
+}
+
+/** As `decode`, of a document that must belong to this vault. */
+export function decodeOfVault(kind: Kind, bytes: Uint8Array, object: string, vault: string): Decoded {
+  const decoded = decode(kind, bytes, object);
+  const found = decoded.fields.text("vault", hex32);
+  if (found !== vault) throw damaged(object, `it belongs to vault ${found}, not to ${vault}`);
+  return decoded;
+}
+
+/** The vault and the disk that a document must belong to. */
+export interface Owner {
+  readonly vault: string;
+  readonly disk: string;
+}
+
+/** As `decode`, of a document that must belong to this disk. */
+export function decodeOfDisk(kind: Kind, bytes: Uint8Array, object: string, { vault, disk }: Owner): Decoded {
+  const decoded = decodeOfVault(kind, bytes, object, vault);
+  const found = decoded.fields.text("disk", anyText);
+  if (found !== disk) throw damaged(object, `it belongs to disk ${JSON.stringify(found)}`);
+  return decoded;
 }

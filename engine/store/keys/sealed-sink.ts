@@ -10,7 +10,7 @@
  * Invariant: bytes of an object reach a caller only if they were sealed for this vault and this name.
  * For any other object a caller gets what no decoder takes: see `refuseUnopened`.
  */
-import type { CallOptions, ListedObject, ObjectStat, PutCondition, Sink, StoredObject } from "../../sink.ts";
+import type { CallOptions, ListedObject, ObjectStat, PutCondition, Sink, StoredObject, Written } from "../../sink.ts";
 import { SinkDecorator } from "../../sink-decorator.ts";
 import { segmentsPrefix, vaultCopyName, vaultName } from "../format/names.ts";
 import { seal, sealBytes, unseal } from "../format/sealed.ts";
@@ -51,7 +51,7 @@ export class SealedSink extends SinkDecorator {
     bytes: Uint8Array,
     condition: PutCondition,
     options?: CallOptions,
-  ): Promise<{ readonly etag: string }> {
+  ): Promise<Written> {
     const stored = isSealed(name) ? await this.#seal(name, bytes) : bytes;
     return await super.putObject(name, stored, condition, options);
   }

@@ -25,16 +25,8 @@ import { shellWord } from "../../shell-word.ts";
 import { documentBytesMax } from "../format/documents.ts";
 import { claimName } from "../format/names.ts";
 import { type ClaimDocument, type ClaimedPlace, type DisableReason, decodeClaim, encodeClaim } from "../format/run.ts";
-import type { Store } from "../store.ts";
+import type { DiskPlace } from "../place.ts";
 import { identifyProcess } from "./process-identity.ts";
-
-/** Which disk, and in which vault. */
-export interface ClaimPlace {
-  readonly store: Store;
-  readonly vault: string;
-  readonly disk: string;
-  readonly signal?: AbortSignal | undefined;
-}
 
 interface StoredClaim {
   readonly claim: ClaimDocument;
@@ -42,11 +34,11 @@ interface StoredClaim {
 }
 
 /** The claim on a disk; undefined: none. Errors: DAMAGED, FORMAT_UNSUPPORTED. */
-export async function readClaim(place: ClaimPlace): Promise<ClaimDocument | undefined> {
+export async function readClaim(place: DiskPlace): Promise<ClaimDocument | undefined> {
   return (await findClaim(place))?.claim;
 }
 
-async function findClaim({ store, vault, disk, signal }: ClaimPlace): Promise<StoredClaim | undefined> {
+async function findClaim({ store, vault, disk, signal }: DiskPlace): Promise<StoredClaim | undefined> {
   const name = claimName(disk);
   const there = await store.find(name, documentBytesMax, { signal });
   return there && { claim: decodeClaim(there.bytes, name, { vault, disk }), etag: there.etag };
@@ -56,11 +48,11 @@ async function findClaim({ store, vault, disk, signal }: ClaimPlace): Promise<St
  * Refuses a run of a disk that another run has and has not brought to a new place. Errors:
  * WRITER_ACTIVE, DAMAGED.
  */
-export async function refuseOtherRun(place: ClaimPlace, run: string): Promise<ClaimDocument | undefined> {
+export async function refuseOtherRun(place: DiskPlace, run: string): Promise<ClaimDocument | undefined> {
   return (await findUnlessOther(place, run))?.claim;
 }
 
-async function findUnlessOther(place: ClaimPlace, run: string): Promise<StoredClaim | undefined> {
+async function findUnlessOther(place: DiskPlace, run: string): Promise<StoredClaim | undefined> {
   const there = await findClaim(place);
   if (there === undefined) return there;
   refuseDisabled(there.claim);
@@ -72,7 +64,7 @@ async function findUnlessOther(place: ClaimPlace, run: string): Promise<StoredCl
  * Claims a disk for a run. A claim that the run has already stays. Errors: WRITER_ACTIVE when
  * another run has the disk.
  */
-export async function putClaim(place: ClaimPlace, run: string): Promise<void> {
+export async function putClaim(place: DiskPlace, run: string): Promise<void> {
   const { vault, disk } = place;
   const there = await findUnlessOther(place, run);
   if (there?.claim.run === run && there.claim.place === null) return;
@@ -83,7 +75,7 @@ export async function putClaim(place: ClaimPlace, run: string): Promise<void> {
  * The disk is protected where the run that has it has taken it. Errors: WRITER_ACTIVE when another
  * run has the disk by now, DAMAGED.
  */
-export async function settleClaim(place: ClaimPlace, settled: ClaimedPlace): Promise<void> {
+export async function settleClaim(place: DiskPlace, settled: ClaimedPlace): Promise<void> {
   const { vault, disk } = place;
   const there = await findClaim(place);
   if (there !== undefined) refuseDisabled(there.claim);
@@ -92,7 +84,7 @@ export async function settleClaim(place: ClaimPlace, settled: ClaimedPlace): Pro
 }
 
 /** Ends the claim that a run has on a disk, and brings back the place before. One of another run stays. */
-export async function removeClaim(place: ClaimPlace, run: string): Promise<void> {
+export async function removeClaim(place: DiskPlace, run: string): Promise<void> {
   const { store, vault, disk, signal } = place;
   const there = await findClaim(place);
   if (there === undefined || there.claim.run !== run || there.claim.place !== null) return;
@@ -106,7 +98,7 @@ export async function removeClaim(place: ClaimPlace, run: string): Promise<void>
  * Keeps all writers off the disk from now on, and says why. `run` ends a failover that has the disk.
  * Idempotent. Errors: WRITER_ACTIVE when a run has the disk that is not `run`, DAMAGED.
  */
-export async function disableByClaim(place: ClaimPlace, reason: DisableReason, run: string | null): Promise<void> {
+export async function disableByClaim(place: DiskPlace, reason: DisableReason, run: string | null): Promise<void> {
   const { vault, disk } = place;
   const there = await findClaim(place);
   if (there !== undefined && there.claim.disabled !== null) return;
@@ -121,7 +113,7 @@ export async function disableByClaim(place: ClaimPlace, reason: DisableReason, r
  * Keeps all writers off a disk that is renamed. Gives whether an earlier try had begun it. Errors:
  * INVALID_ARGUMENT when the disk has a claim of any other kind, DAMAGED.
  */
-export async function renameByClaim(place: ClaimPlace, renamedTo: string): Promise<boolean> {
+export async function renameByClaim(place: DiskPlace, renamedTo: string): Promise<boolean> {
   const { vault, disk } = place;
   const there = await findClaim(place);
   if (there === undefined) {
@@ -139,7 +131,7 @@ export async function renameByClaim(place: ClaimPlace, renamedTo: string): Promi
 }
 
 /** Takes a disable back that has just been done: the claim is again what it was before. */
-export async function restoreClaim(place: ClaimPlace, former: ClaimDocument | undefined): Promise<void> {
+export async function restoreClaim(place: DiskPlace, former: ClaimDocument | undefined): Promise<void> {
   const there = await findClaim(place);
   if (there === undefined || there.claim.disabled === null) return;
   if (former === undefined) await place.store.delete(claimName(place.disk), { signal: place.signal });
@@ -147,7 +139,7 @@ export async function restoreClaim(place: ClaimPlace, former: ClaimDocument | un
 }
 
 /** Lets writers back to the place that the disk had when it was disabled. Gives whether it was. */
-export async function enableByClaim(place: ClaimPlace): Promise<boolean> {
+export async function enableByClaim(place: DiskPlace): Promise<boolean> {
   const there = await findClaim(place);
   if (there === undefined || there.claim.disabled === null) return false;
   if (there.claim.place !== null) await swapClaim(place, { ...there.claim, disabled: null }, there);
@@ -155,7 +147,7 @@ export async function enableByClaim(place: ClaimPlace): Promise<boolean> {
   return true;
 }
 
-async function swapClaim(place: ClaimPlace, next: ClaimDocument, there: StoredClaim | undefined): Promise<void> {
+async function swapClaim(place: DiskPlace, next: ClaimDocument, there: StoredClaim | undefined): Promise<void> {
   try {
     await place.store.replace(claimName(next.disk), encodeClaim(next), there?.etag, { signal: place.signal });
   } catch (error) {
@@ -168,7 +160,7 @@ async function swapClaim(place: ClaimPlace, next: ClaimDocument, there: StoredCl
  * Refuses a writer of a disk that a failover has, or has taken to another place than `path`. Errors:
  * WRITER_ACTIVE, DAMAGED.
  */
-export async function refuseClaimed(place: ClaimPlace, path: string): Promise<void> {
+export async function refuseClaimed(place: DiskPlace, path: string): Promise<void> {
   const claim = await readClaim(place);
   if (claim === undefined) return;
   refuseDisabled(claim);
@@ -201,7 +193,7 @@ async function resolved(path: string): Promise<string> {
  * store that does not answer within `waitMs` is no reason. A disk whose protection was only ended goes
  * on where it is. Errors: WRITER_ACTIVE.
  */
-export async function refuseMoved(place: Omit<ClaimPlace, "signal">, path: string, waitMs: number): Promise<void> {
+export async function refuseMoved(place: Omit<DiskPlace, "signal">, path: string, waitMs: number): Promise<void> {
   const waiting = { ...place, signal: AbortSignal.timeout(waitMs) };
   try {
     if ((await readClaim(waiting))?.disabled?.reason !== "NotSpecified") await refuseClaimed(waiting, path);

@@ -11,7 +11,7 @@
  */
 import { isDiskUnreadable } from "../../errors.ts";
 import type { GroupRecord, HeadDocument, PointRecord } from "../format/documents.ts";
-import type { Store } from "../store.ts";
+import type { VaultPlace } from "../place.ts";
 import { readDisk } from "./head.ts";
 import { findPoint, PageCache, readPoints } from "./history.ts";
 import { countedPins } from "./pins.ts";
@@ -24,23 +24,17 @@ import { listHolds } from "./reader-holds.ts";
  */
 const timesApartMaxMs = 60 * 60 * 1000;
 
-export interface GroupMembersOptions {
-  readonly store: Store;
-  readonly vault: string;
-  readonly signal?: AbortSignal | undefined;
-}
-
 /**
  * Answers for one listing, and reads nothing twice. It is quickest when it is asked from the newest
  * point to the oldest.
  */
 export class GroupMembers {
-  readonly #options: GroupMembersOptions;
+  readonly #options: VaultPlace;
   readonly #heads = new Map<string, Promise<HeadDocument>>();
   readonly #walks = new Map<string, Promise<Walk | undefined>>();
   readonly #keeping = new Map<string, Promise<Keeping>>();
 
-  constructor(options: GroupMembersOptions) {
+  constructor(options: VaultPlace) {
     this.#options = options;
   }
 

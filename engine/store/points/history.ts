@@ -182,16 +182,12 @@ async function findId(
   return undefined;
 }
 
-export interface RoomOptions {
-  readonly store: Store;
-  readonly head: HeadDocument;
+export interface RoomOptions extends PageSource {
   readonly epoch: number;
   /** Returns an ordinal that no page of this epoch has had. */
   readonly takeOrdinal: () => number;
   /** Called for a page that stays as it is because it is damaged or gone. */
   readonly onDamage: (error: TidemarkError) => void;
-  readonly cache?: PageCache | undefined;
-  readonly signal?: AbortSignal | undefined;
 }
 
 /** The same points with room for one more in the head. */

@@ -13,11 +13,12 @@
  */
 import { forEachAtOnce } from "../../concurrency.ts";
 import { hasCode, TidemarkError } from "../../errors.ts";
-import type { Notice } from "../../notice.ts";
+import type { Notice, NoticeOptions } from "../../notice.ts";
 import type { PointRecord } from "../format/documents.ts";
 import { documentBytesMax } from "../format/documents.ts";
 import { decodeLabel, encodeLabel, labelCharactersMax, labelText } from "../format/keeping.ts";
 import { sidecarName, sidecarPrefix, sidecarSequence } from "../format/names.ts";
+import type { DiskPlace } from "../place.ts";
 import type { Store } from "../store.ts";
 import { unknownOutcomesMax, unreachable } from "../store.ts";
 
@@ -28,14 +29,12 @@ const readsAtOnce = 8;
 /** What identifies a point among those of its disk. */
 type PointIdentity = Pick<PointRecord, "sequence" | "id">;
 
-export interface LabelOptions {
+export interface LabelOptions extends NoticeOptions {
   readonly disk: string;
   /** Sequence number, id, `latest`, or an ISO time (the newest point not younger). */
   readonly point: string;
   /** At most 200 characters in one line. Empty: the point has no label any more. */
   readonly text: string;
-  readonly onNotice?: ((notice: Notice) => void) | undefined;
-  readonly signal?: AbortSignal | undefined;
 }
 
 /** Throws INVALID_ARGUMENT when `text` cannot be a label. The empty text is none, and passes. */
@@ -54,11 +53,7 @@ export async function labelNewPoint(
   store: Store,
   vault: string,
   { disk, sequence, point: id }: { readonly disk: string; readonly sequence: number; readonly point: string },
-  options: {
-    readonly label?: string | undefined;
-    readonly onNotice?: ((notice: Notice) => void) | undefined;
-    readonly signal?: AbortSignal | undefined;
-  },
+  options: NoticeOptions & { readonly label?: string | undefined },
 ): Promise<void> {
   const { label: text, onNotice, signal } = options;
   if (text === undefined || text === "") return;
@@ -75,15 +70,9 @@ export async function labelNewPoint(
  * Puts a label on a point in place of the one that it has, or removes it when `text` is empty.
  * Errors: INVALID_ARGUMENT, those of the store.
  */
-export async function putLabel(options: {
-  readonly store: Store;
-  readonly vault: string;
-  readonly disk: string;
-  readonly point: PointIdentity;
-  readonly text: string;
-  readonly nowMs: number;
-  readonly signal?: AbortSignal | undefined;
-}): Promise<void> {
+export async function putLabel(
+  options: DiskPlace & { readonly point: PointIdentity; readonly text: string; readonly nowMs: number },
+): Promise<void> {
   const { store, vault, disk, point, text, nowMs, signal } = options;
   checkLabel(text);
   const name = labelName(disk, point);
@@ -184,11 +173,8 @@ function labelName(disk: string, { sequence, id }: PointIdentity): string {
 }
 
 async function labelNames(store: Store, disk: string, signal: AbortSignal | undefined): Promise<string[]> {
-  const names: string[] = [];
-  for await (const { name } of store.list(sidecarPrefix("labels", disk), { signal })) {
-    if (sidecarSequence(name) !== undefined) names.push(name);
-  }
-  return names;
+  const names = await store.names(sidecarPrefix("labels", disk), { signal });
+  return names.filter((name) => sidecarSequence(name) !== undefined);
 }
 
 async function refuseTooMany(store: Store, disk: string, name: string, signal: AbortSignal | undefined): Promise<void> {

@@ -12,13 +12,14 @@
 import { randomBytes } from "node:crypto";
 import { forEachAtOnce } from "../../concurrency.ts";
 import { hasCode, isUnreadable, TidemarkError } from "../../errors.ts";
-import type { Notice } from "../../notice.ts";
+import type { Notice, NoticeOptions } from "../../notice.ts";
 import { toHex } from "../format/checksum.ts";
 import type { HeadDocument, PointRecord } from "../format/documents.ts";
 import { documentBytesMax } from "../format/documents.ts";
 import type { PinDocument } from "../format/keeping.ts";
 import { decodePin, encodePin } from "../format/keeping.ts";
 import { sidecarName, sidecarPrefix, sidecarSequence } from "../format/names.ts";
+import type { NoticedDisk } from "../place.ts";
 import type { Store } from "../store.ts";
 import type { PointPlace } from "./prune-fence.ts";
 import { proveListed } from "./prune-fence.ts";
@@ -85,16 +86,13 @@ export async function addPin(request: PinRequest): Promise<StoredPin & { readonl
 }
 
 /** Removes a point's pins: all of them, or those of one name. Returns how many were removed. */
-export async function removePins(options: {
-  readonly store: Store;
-  readonly vault: string;
-  readonly disk: string;
-  readonly point: Pick<PointRecord, "sequence" | "id">;
-  /** Absent: all. */
-  readonly name?: string | undefined;
-  readonly onNotice: (notice: Notice) => void;
-  readonly signal?: AbortSignal | undefined;
-}): Promise<number> {
+export async function removePins(
+  options: NoticedDisk & {
+    readonly point: Pick<PointRecord, "sequence" | "id">;
+    /** Absent: all. */
+    readonly name?: string | undefined;
+  },
+): Promise<number> {
   const { store, vault, disk, point, name, onNotice, signal } = options;
   const pins = (await listPins(store, vault, disk, onNotice, signal)).filter((pin) => isOf(pin, point));
   const named = name === undefined ? pins : pins.filter(({ document }) => document?.name === name);
@@ -189,12 +187,10 @@ export interface PinSummary {
 }
 
 /** Which point `Vault.pin` and `Vault.unpin` concern. */
-export interface PinOptions {
+export interface PinOptions extends NoticeOptions {
   readonly disk: string;
   /** Sequence number, id, `latest`, or an ISO time (the newest point not younger). */
   readonly point: string;
   /** Name of the pin, 1 to 200 characters without control characters. */
   readonly name?: string | undefined;
-  readonly onNotice?: ((notice: Notice) => void) | undefined;
-  readonly signal?: AbortSignal | undefined;
 }

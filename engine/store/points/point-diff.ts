@@ -11,6 +11,7 @@ import type { Extent } from "../../volume.ts";
 import { fromHex } from "../format/checksum.ts";
 import type { PointRecord } from "../format/documents.ts";
 import { mapDifferences } from "../map/map-diff.ts";
+import type { NoticedDisk } from "../place.ts";
 import type { Store } from "../store.ts";
 import { readDisk } from "./head.ts";
 import { readManifest } from "./manifest.ts";
@@ -99,12 +100,7 @@ export class PointDiff implements AsyncIterable<Extent> {
   }
 }
 
-interface Sides {
-  readonly store: Store;
-  readonly vault: string;
-  readonly disk: string;
+interface Sides extends NoticedDisk {
   readonly from: PointRecord;
   readonly to: PointRecord;
-  readonly onNotice: (notice: Notice) => void;
-  readonly signal: AbortSignal | undefined;
 }

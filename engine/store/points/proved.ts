@@ -9,14 +9,12 @@
  * count as never proved, and it is written anew. A sequence number is given again only after a
  * store went back in time: a time that is older than the point is another point's.
  */
-import { hasCode, isUnreadable } from "../../errors.ts";
-import type { PointRecord } from "../format/documents.ts";
-import { documentBytesMax } from "../format/documents.ts";
+import type { Owner, PointRecord } from "../format/documents.ts";
 import { provedName } from "../format/names.ts";
-import type { ProvedRange } from "../format/proof.ts";
+import type { ProvedDocument, ProvedRange } from "../format/proof.ts";
 import { decodeProved, encodeProved, provedRangesMax } from "../format/proof.ts";
+import { changeShared, type FoundDocument, readShared, type SharedDocument } from "../shared-document.ts";
 import type { Store } from "../store.ts";
-import { unknownOutcomesMax } from "../store.ts";
 
 export class ProvedTimes {
   readonly #ranges: readonly ProvedRange[];
@@ -45,7 +43,8 @@ export async function readProved(
   disk: string,
   signal?: AbortSignal,
 ): Promise<ProvedTimes> {
-  return new ProvedTimes((await readRanges(store, vault, disk, signal)).ranges);
+  const { document } = await readShared(store, provedOf({ vault, disk }), { signal });
+  return new ProvedTimes(document?.ranges ?? []);
 }
 
 /**
@@ -54,45 +53,27 @@ export async function readProved(
  */
 export async function noteProved(
   store: Store,
-  place: { readonly vault: string; readonly disk: string },
+  place: Owner,
   points: readonly Pick<PointRecord, "sequence" | "timeMs">[],
   sequences: ReadonlySet<number>,
   nowMs: number,
   signal?: AbortSignal,
 ): Promise<void> {
-  const name = provedName(place.disk);
-  for (let attempt = 1; ; attempt += 1) {
-    const { ranges, etag } = await readRanges(store, place.vault, place.disk, signal);
-    const before = new ProvedTimes(ranges);
+  const change = ({ document }: FoundDocument<ProvedDocument>): ProvedDocument => {
+    const before = new ProvedTimes(document?.ranges ?? []);
     const times = points.map((point) => ({
       sequence: point.sequence,
       // A point may be dated in the future.
       provedMs: sequences.has(point.sequence) ? Math.max(nowMs, point.timeMs) : before.of(point),
     }));
-    try {
-      await store.replace(name, encodeProved({ ...place, ranges: rangesOf(times) }), etag, { signal });
-      return;
-    } catch (error) {
-      if (!hasCode(error, "CONDITION_FAILED") || attempt >= unknownOutcomesMax) throw error;
-    }
-  }
+    return { ...place, ranges: rangesOf(times) };
+  };
+  await changeShared(store, provedOf(place), change, { signal });
 }
 
-async function readRanges(
-  store: Store,
-  vault: string,
-  disk: string,
-  signal: AbortSignal | undefined,
-): Promise<{ readonly ranges: readonly ProvedRange[]; readonly etag: string | undefined }> {
-  const name = provedName(disk);
-  const there = await store.find(name, documentBytesMax, { signal });
-  if (there === undefined) return { ranges: [], etag: undefined };
-  try {
-    return { ranges: decodeProved(there.bytes, name, { vault, disk }).ranges, etag: there.etag };
-  } catch (error) {
-    if (!isUnreadable(error)) throw error;
-    return { ranges: [], etag: there.etag };
-  }
+function provedOf(place: Owner): SharedDocument<ProvedDocument> {
+  const name = provedName(place.disk);
+  return { name, decode: (bytes) => decodeProved(bytes, name, place), encode: encodeProved };
 }
 
 /**

@@ -16,7 +16,6 @@
  */
 import { setTimeout as delay } from "node:timers/promises";
 import { hasCode, isUnreadable, TidemarkError, throwIfAborted } from "../../errors.ts";
-import type { Notice } from "../../notice.ts";
 import type { PutCondition } from "../../sink.ts";
 import { pruneFenceTiming } from "../../timing.ts";
 import type { HeadDocument, PointRecord } from "../format/documents.ts";
@@ -24,6 +23,7 @@ import { documentBytesMax } from "../format/documents.ts";
 import type { CondemnedDocument, SequenceRange } from "../format/keeping.ts";
 import { decodeCondemned, encodeCondemned } from "../format/keeping.ts";
 import { condemnedName, headName } from "../format/names.ts";
+import type { NoticedDisk } from "../place.ts";
 import type { Store } from "../store.ts";
 import { unknownOutcomesMax, unreachable } from "../store.ts";
 import { readHead } from "./head.ts";
@@ -37,13 +37,8 @@ import { WriterLease } from "./writer-lease.ts";
  */
 const pagesOf = new WeakMap<Store, PageCache>();
 
-export interface PointPlace {
-  readonly store: Store;
-  readonly vault: string;
-  readonly disk: string;
+export interface PointPlace extends NoticedDisk {
   readonly point: PointRecord;
-  readonly onNotice: (notice: Notice) => void;
-  readonly signal?: AbortSignal | undefined;
 }
 
 /**

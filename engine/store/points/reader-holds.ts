@@ -15,13 +15,13 @@
  */
 import { randomBytes, randomUUID } from "node:crypto";
 import { type ErrorCode, hasCode, TidemarkError } from "../../errors.ts";
-import type { Notice } from "../../notice.ts";
 import { leaseTiming } from "../../timing.ts";
 import { toHex } from "../format/checksum.ts";
 import type { PointRecord } from "../format/documents.ts";
 import { encodeHold } from "../format/keeping.ts";
 import { sidecarName, sidecarPrefix, sidecarSequence } from "../format/names.ts";
 import { HeldLease, type LeasePlace, releaseSoon } from "../held-lease.ts";
+import type { NoticedDisk } from "../place.ts";
 import type { Store } from "../store.ts";
 import { identifyProcess, type ProcessIdentity } from "./process-identity.ts";
 import { isUndecided, proveListed } from "./prune-fence.ts";
@@ -31,15 +31,10 @@ import { isUndecided, proveListed } from "./prune-fence.ts";
  */
 const takesMax = 5;
 
-export interface HoldOptions {
-  readonly store: Store;
-  readonly vault: string;
-  readonly disk: string;
+export interface HoldOptions extends NoticedDisk {
   readonly point: PointRecord;
   /** What the point is read for, in a word: `mount`. For people who look into the vault. */
   readonly purpose: string;
-  readonly onNotice: (notice: Notice) => void;
-  readonly signal?: AbortSignal | undefined;
 }
 
 /** While it is held, the point is not dropped. */

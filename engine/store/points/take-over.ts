@@ -14,26 +14,18 @@
  */
 import { publish } from "../../diagnostics.ts";
 import { hasCode, TidemarkError } from "../../errors.ts";
-import type { Notice } from "../../notice.ts";
 import { leaseTiming } from "../../timing.ts";
 import type { HeadDocument, WriterRecord } from "../format/documents.ts";
 import { encodeHead } from "../format/documents.ts";
 import { firstSequenceNumber, headName, segmentEpochPrefix } from "../format/names.ts";
 import { HeldLease, type LeasePlace, leaseIdOf, releaseSoon } from "../held-lease.ts";
-import type { Store } from "../store.ts";
+import type { NoticedDisk } from "../place.ts";
 import { readHead, type StoredHead } from "./head.ts";
 import { isAlive, liveSessions } from "./process-identity.ts";
 
-export interface WriterLeaseOptions {
-  readonly store: Store;
-  /** Id of the vault. */
-  readonly vault: string;
-  /** Name of the disk, in Unicode NFC. */
-  readonly disk: string;
+export interface WriterLeaseOptions extends NoticedDisk {
   /** An epoch that is known to have been in use: the writer's is above it. */
   readonly epochAbove?: number | undefined;
-  readonly onNotice: (notice: Notice) => void;
-  readonly signal?: AbortSignal | undefined;
 }
 
 /** The head's object and the lease id of a writer of this machine and epoch. */

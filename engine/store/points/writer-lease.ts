@@ -345,12 +345,11 @@ export class WriterLease implements AsyncDisposable {
         this.#pagesNamed += 1;
         return this.#pagesNamed - 1;
       },
-      onDamage: (error) => {
+      onDamage: (error) =>
         onNotice({
           code: "HISTORY_DAMAGED",
           message: `${error.message}; the points that it lists cannot be read, all others can`,
-        });
-      },
+        }),
       signal: signal ?? this.#options.signal,
     };
   }

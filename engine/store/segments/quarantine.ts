@@ -14,18 +14,18 @@ import { randomBytes } from "node:crypto";
 import { hasCode, isUnreadable } from "../../errors.ts";
 import type { CallOptions } from "../../sink.ts";
 import { toHex } from "../format/checksum.ts";
-import { documentBytesMax } from "../format/documents.ts";
 import {
   decodeQuarantine,
   encodeQuarantine,
+  type QuarantineDocument,
   quarantinedMax,
   quarantineName,
   quarantinePrefix,
   segmentOfQuarantine,
 } from "../format/proof.ts";
 import { collectionName, encodeCollection } from "../format/reclaim.ts";
+import { changeShared, type FoundDocument, readShared, type SharedDocument } from "../shared-document.ts";
 import type { Store } from "../store.ts";
-import { unknownOutcomesMax } from "../store.ts";
 import { takeCollectorLease } from "./collector-lease.ts";
 
 /** The quarantine as a catalog knows it. */
@@ -50,8 +50,8 @@ export class Quarantine {
     for await (const { name, etag } of store.list(quarantinePrefix, options)) {
       const segment = segmentOfQuarantine(name);
       if (this.#bySegment.get(segment)?.etag === etag) continue;
-      const found = await readQuarantine(store, this.#vault, segment, options);
-      this.#bySegment.set(segment, { etag, offsets: new Set(found.offsets) });
+      const { document } = await readShared(store, quarantineOf(this.#vault, segment), options);
+      this.#bySegment.set(segment, { etag, offsets: new Set(document?.offsets) });
       learned.add(segment);
     }
     return learned;
@@ -67,7 +67,7 @@ export async function quarantine(
 ): Promise<void> {
   let isNew = false;
   for (const [segment, offsets] of bySegment(chunks)) {
-    isNew = (await change(store, vault, segment, (before) => [...before, ...offsets], options)) || isNew;
+    isNew = (await changeOffsets(store, vault, segment, (before) => [...before, ...offsets], options)) || isNew;
   }
   if (isNew) await announce(store, vault, options);
 }
@@ -81,7 +81,7 @@ export async function release(
 ): Promise<void> {
   for (const [segment, offsets] of bySegment(chunks)) {
     const healed = new Set(offsets);
-    await change(store, vault, segment, (before) => before.filter((offset) => !healed.has(offset)), options);
+    await changeOffsets(store, vault, segment, (before) => before.filter((offset) => !healed.has(offset)), options);
   }
 }
 
@@ -101,43 +101,28 @@ export async function sweepQuarantine(store: Store, options: CallOptions): Promi
 }
 
 /** Returns whether the list was changed. */
-async function change(
+async function changeOffsets(
   store: Store,
   vault: string,
   segment: string,
   changed: (before: readonly number[]) => readonly number[],
   options: CallOptions,
 ): Promise<boolean> {
-  const name = quarantineName(segment);
-  for (let attempt = 1; ; attempt += 1) {
-    const { offsets: before, etag } = await readQuarantine(store, vault, segment, options);
+  let isChanged = false;
+  const change = ({ document }: FoundDocument<QuarantineDocument>): QuarantineDocument | undefined => {
+    const before = document?.offsets ?? [];
     const offsets = [...new Set(changed(before))].sort((a, b) => a - b).slice(0, quarantinedMax);
-    if (offsets.length === before.length) return false;
-    try {
-      await store.replace(name, encodeQuarantine({ vault, segment, offsets }), etag, options);
-      return true;
-    } catch (error) {
-      if (!hasCode(error, "CONDITION_FAILED") || attempt >= unknownOutcomesMax) throw error;
-    }
-  }
+    isChanged = offsets.length !== before.length;
+    return isChanged ? { vault, segment, offsets } : undefined;
+  };
+  await changeShared(store, quarantineOf(vault, segment), change, options);
+  return isChanged;
 }
 
 /** A list that is damaged itself counts as empty: the next scrub finds the damaged chunks again. */
-async function readQuarantine(
-  store: Store,
-  vault: string,
-  segment: string,
-  options: CallOptions,
-): Promise<{ readonly offsets: readonly number[]; readonly etag: string | undefined }> {
+function quarantineOf(vault: string, segment: string): SharedDocument<QuarantineDocument> {
   const name = quarantineName(segment);
-  const there = await store.find(name, documentBytesMax, options);
-  if (there === undefined) return { offsets: [], etag: undefined };
-  try {
-    return { offsets: decodeQuarantine(there.bytes, name, vault).offsets, etag: there.etag };
-  } catch (error) {
-    if (!isUnreadable(error)) throw error;
-    return { offsets: [], etag: there.etag };
-  }
+  return { name, decode: (bytes) => decodeQuarantine(bytes, name, vault), encode: encodeQuarantine };
 }
 
 /**

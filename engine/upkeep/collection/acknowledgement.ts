@@ -11,20 +11,17 @@
 import { setTimeout as delay } from "node:timers/promises";
 import { hasCode, throwIfAborted } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
+import type { VaultPlace } from "../../store/place.ts";
 import { readHead } from "../../store/points/head.ts";
 import { diskNames } from "../../store/points/points.ts";
 import { WriterLease } from "../../store/points/writer-lease.ts";
-import type { Store } from "../../store/store.ts";
 import { collectionTiming } from "../../timing.ts";
 
-export interface AcknowledgementOptions {
-  readonly store: Store;
-  readonly vault: string;
+export interface AcknowledgementOptions extends VaultPlace {
   /** Id of the collection. */
   readonly collection: string;
   readonly waitMsMax: number;
   readonly onNotice: (notice: Notice) => void;
-  readonly signal: AbortSignal | undefined;
 }
 
 /**

@@ -2,10 +2,10 @@
  * Record of the last garbage collection: when it ended. It only paces agents that collect on their
  * own, so a record that cannot be read counts as none.
  */
-import { hasCode, isUnreadable } from "../../errors.ts";
+import { hasCode } from "../../errors.ts";
 import type { CallOptions } from "../../sink.ts";
-import { documentBytesMax } from "../../store/format/documents.ts";
-import { collectedName, decodeCollected, encodeCollected } from "../../store/format/reclaim.ts";
+import { type CollectedDocument, collectedName, decodeCollected, encodeCollected } from "../../store/format/reclaim.ts";
+import { readShared } from "../../store/shared-document.ts";
 import type { Store } from "../../store/store.ts";
 
 /** Records that a collection has ended now. Errors: those of the store. */
@@ -26,12 +26,6 @@ export async function noteCollected(store: Store, vault: string, signal: AbortSi
  * @throws the errors of the store.
  */
 export async function lastCollectedMs(store: Store, vault: string, options: CallOptions): Promise<number | undefined> {
-  const there = await store.find(collectedName, documentBytesMax, options);
-  if (there === undefined) return undefined;
-  try {
-    return decodeCollected(there.bytes, collectedName, vault).collectedMs;
-  } catch (error) {
-    if (isUnreadable(error)) return undefined;
-    throw error;
-  }
+  const decode = (bytes: Uint8Array): CollectedDocument => decodeCollected(bytes, collectedName, vault);
+  return (await readShared(store, { name: collectedName, decode }, options)).document?.collectedMs;
 }

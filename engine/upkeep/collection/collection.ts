@@ -35,7 +35,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { forEachAtOnce } from "../../concurrency.ts";
 import { publish } from "../../diagnostics.ts";
 import { hasCode, TidemarkError, throwIfAborted } from "../../errors.ts";
-import type { Notice } from "../../notice.ts";
+import type { NoticeOptions } from "../../notice.ts";
 import { pageAlignmentBytes } from "../../sink.ts";
 import { fromHex, toHex } from "../../store/format/checksum.ts";
 import { disksPrefix, parseSegmentName, segmentsPrefix } from "../../store/format/names.ts";
@@ -61,13 +61,11 @@ import { isWorthPlanning, planSegment } from "./segment-plan.ts";
 import { Unfinished } from "./unfinished.ts";
 
 /** How `Vault.collect` works. */
-export interface CollectOptions {
+export interface CollectOptions extends NoticeOptions {
   /** Report what a collection would free, and change nothing. */
   readonly dryRun?: boolean | undefined;
   /** How long to wait for writers to acknowledge, in ms. Default: 60 s. */
   readonly waitMsMax?: number | undefined;
-  readonly onNotice?: ((notice: Notice) => void) | undefined;
-  readonly signal?: AbortSignal | undefined;
 }
 
 /** What a garbage collection found and freed. */
@@ -263,11 +261,8 @@ class Collection {
 
   /** Names of everything that a head can lead to. */
   async #listObjects(): Promise<string[]> {
-    const objects: string[] = [];
-    for await (const { name } of this.#store.list(disksPrefix, { signal: this.#signal })) {
-      if (/^disks\/[^/]+\/(?:points|history|map)\//.test(name)) objects.push(name);
-    }
-    return objects;
+    const names = await this.#store.names(disksPrefix, { signal: this.#signal });
+    return names.filter((name) => /^disks\/[^/]+\/(?:points|history|map)\//.test(name));
   }
 
   /**
@@ -327,10 +322,8 @@ class Collection {
 
   /** Records of segments that are gone. */
   async #removeOrphans(segments: ReadonlySet<string>): Promise<void> {
-    const orphans: string[] = [];
-    for await (const { name } of this.#store.list(deadPrefix, { signal: this.#signal })) {
-      if (!segments.has(segmentOfDead(name))) orphans.push(name);
-    }
+    const records = await this.#store.names(deadPrefix, { signal: this.#signal });
+    const orphans = records.filter((name) => !segments.has(segmentOfDead(name)));
     await this.#each(orphans, async (name) => {
       // Asked again: if this process slept, the list is old and a successor may have written this
       // record.

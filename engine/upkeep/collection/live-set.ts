@@ -22,6 +22,7 @@ import { manifestName, pageName, segmentDiskPrefix } from "../../store/format/na
 import { MapWalk } from "../../store/map/map-walk.ts";
 import type { Pieces } from "../../store/map/point-map.ts";
 import { PointMap, pieceIsZero, windowGranules } from "../../store/map/point-map.ts";
+import type { VaultPlace } from "../../store/place.ts";
 import { readHead } from "../../store/points/head.ts";
 import { readPoints } from "../../store/points/history.ts";
 import { readManifest } from "../../store/points/manifest.ts";
@@ -29,10 +30,7 @@ import { diskNames } from "../../store/points/points.ts";
 import { PageSet } from "../../store/segments/page-set.ts";
 import type { Store } from "../../store/store.ts";
 
-export interface LiveSetOptions {
-  readonly store: Store;
-  readonly vault: string;
-  readonly signal?: AbortSignal | undefined;
+export interface LiveSetOptions extends VaultPlace {
   /** Points that count as dropped. */
   readonly isDropped?: ((disk: string, sequence: number) => boolean) | undefined;
   /** Told of each point before its map is read. */

@@ -14,17 +14,15 @@
 import { isDiskUnreadable } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
 import type { GroupRecord, PointRecord } from "../../store/format/documents.ts";
+import type { VaultPlace } from "../../store/place.ts";
 import { readHead } from "../../store/points/head.ts";
 import { findPoint, type PageCache, readPoints } from "../../store/points/history.ts";
 import { isExpired, isOf, listPins, type StoredPin } from "../../store/points/pins.ts";
-import type { Store } from "../../store/store.ts";
 import type { Consistency } from "../../volume.ts";
 import { kept, type RetentionPoint } from "../retention/decide.ts";
 import type { RetentionPolicy } from "../retention/policy.ts";
 
-export interface GroupRetentionOptions {
-  readonly store: Store;
-  readonly vault: string;
+export interface GroupRetentionOptions extends VaultPlace {
   /** One policy for all members: what it keeps on any of them stays on all. */
   readonly policy: RetentionPolicy;
   /** By this clock, and by that of the newest point, pins expire. */
@@ -35,22 +33,16 @@ export interface GroupRetentionOptions {
    */
   readonly cache?: PageCache | undefined;
   readonly onNotice: (notice: Notice) => void;
-  readonly signal?: AbortSignal | undefined;
 }
 
 /**
  * A point as far as its fate depends on it: about 200 bytes, because all points of a disk, and of
  * those cut with it, are in memory at once.
  */
-export interface PlannedPoint {
-  readonly sequence: number;
-  readonly id: string;
-  readonly timeMs: number;
-  readonly clockMs?: number | undefined;
-  readonly consistency: Consistency;
+export interface PlannedPoint
+  extends Pick<PointRecord, "sequence" | "id" | "timeMs" | "clockMs" | "consistency" | "storedBytes"> {
   /** As the point says; not every member need have one. */
   readonly group: Pick<GroupRecord, "id" | "disks"> | null;
-  readonly storedBytes: number;
 }
 
 /** A disk's points, oldest first, and those that were cut together with others by group. */

@@ -14,7 +14,7 @@
 import assert from "node:assert/strict";
 import { watchedStore } from "../../disk/source/head-watch.ts";
 import { hasCode, isUnreadable, TidemarkError, throwIfAborted } from "../../errors.ts";
-import type { Notice } from "../../notice.ts";
+import type { NoticeOptions } from "../../notice.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
 import { condemnedRangesMax } from "../../store/format/keeping.ts";
 import { condemnedName, vaultName } from "../../store/format/names.ts";
@@ -47,7 +47,7 @@ const condemnedPointsMax: number = condemnedRangesMax;
 const attemptsMax = 4;
 
 /** How `Vault.prune` works. */
-export interface PruneOptions {
+export interface PruneOptions extends NoticeOptions {
   /** Absent: every disk. */
   readonly disk?: string | undefined;
   readonly policy: RetentionPolicy;
@@ -59,8 +59,6 @@ export interface PruneOptions {
   readonly nowMs?: number | undefined;
   /** Called with each decision, oldest point first, disk by disk. */
   readonly onDecision?: ((decision: PointDecision) => void) | undefined;
-  readonly onNotice?: ((notice: Notice) => void) | undefined;
-  readonly signal?: AbortSignal | undefined;
 }
 
 /** What a prune decides about one point. */

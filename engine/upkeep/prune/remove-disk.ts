@@ -15,30 +15,28 @@
  */
 import { watchedStore } from "../../disk/source/head-watch.ts";
 import { hasCode, TidemarkError } from "../../errors.ts";
-import type { Notice } from "../../notice.ts";
+import type { NoticeOptions } from "../../notice.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
 import { shellWord } from "../../shell-word.ts";
 import type { HeadDocument } from "../../store/format/documents.ts";
 import { condemnedName, provedName, sidecarPrefix } from "../../store/format/names.ts";
+import type { NoticedDisk } from "../../store/place.ts";
 import { diskNotFound, readHead } from "../../store/points/head.ts";
 import { PageCache, readPoints } from "../../store/points/history.ts";
 import { proveObjects, proveVault } from "../../store/points/manifest.ts";
 import { isOf, listPins } from "../../store/points/pins.ts";
 import { putCondemned } from "../../store/points/prune-fence.ts";
 import { WriterLease } from "../../store/points/writer-lease.ts";
-import { Store } from "../../store/store.ts";
 import { heldPointsOf, type Keeper } from "./group-holds.ts";
 import { GroupRetention, type PlannedPoint, slimming } from "./group-retention.ts";
 import { foreseeBytes, repeated } from "./prune.ts";
 import type { PlanOptions, PrunePlan } from "./prune-plan.ts";
 
 /** How `Vault.removeDisk` works. */
-export interface RemoveDiskOptions {
+export interface RemoveDiskOptions extends NoticeOptions {
   readonly disk: string;
   /** Report what would go, and change nothing. */
   readonly dryRun?: boolean | undefined;
-  readonly onNotice?: ((notice: Notice) => void) | undefined;
-  readonly signal?: AbortSignal | undefined;
 }
 
 /** A disk that was removed, or would be in a dry run. */
@@ -68,7 +66,7 @@ export async function removeDisk(context: VaultContext, options: RemoveDiskOptio
   const disk = options.disk.normalize("NFC");
   const store = watchedStore(context, onNotice);
   const { vault } = context.document;
-  const place: RemovalPlace = { store, vault, disk, onNotice, signal };
+  const place: NoticedDisk = { store, vault, disk, onNotice, signal };
   const { head } = await readHead(store, vault, disk, signal);
   const isLeft = head.points.length === 0 && head.writer === null && (await leftovers(place)).length === 0;
   if (isLeft) throw diskNotFound(disk);
@@ -86,22 +84,14 @@ export async function removeDisk(context: VaultContext, options: RemoveDiskOptio
   };
 }
 
-interface RemovalPlace {
-  readonly store: Store;
-  readonly vault: string;
-  readonly disk: string;
-  readonly onNotice: (notice: Notice) => void;
-  readonly signal: AbortSignal | undefined;
-}
-
-async function foresee(place: RemovalPlace, head: HeadDocument): Promise<readonly PlannedPoint[]> {
+async function foresee(place: NoticedDisk, head: HeadDocument): Promise<readonly PlannedPoint[]> {
   const points = await allPoints(place, head);
   await refuseHeld(place, points, { clear: false });
   return points;
 }
 
 /** Removes the disk under its writer lease. Returns the points that it had. */
-async function remove(place: RemovalPlace): Promise<readonly PlannedPoint[]> {
+async function remove(place: NoticedDisk): Promise<readonly PlannedPoint[]> {
   const { store, vault, disk, onNotice, signal } = place;
   const writerLease = await WriterLease.take({ store, vault, disk, onNotice, signal }).catch((error: unknown) => {
     throw hasCode(error, "WRITER_ACTIVE") ? stillWritten(error) : error;
@@ -135,7 +125,7 @@ async function remove(place: RemovalPlace): Promise<readonly PlannedPoint[]> {
 }
 
 /** Oldest first. Errors: DAMAGED when a page of points cannot be read. */
-async function allPoints({ store, signal }: RemovalPlace, head: HeadDocument): Promise<readonly PlannedPoint[]> {
+async function allPoints({ store, signal }: NoticedDisk, head: HeadDocument): Promise<readonly PlannedPoint[]> {
   const newestFirst: PlannedPoint[] = [];
   const slim = slimming();
   for await (const point of readPoints(store, head, { signal })) newestFirst.push(slim(point));
@@ -143,16 +133,16 @@ async function allPoints({ store, signal }: RemovalPlace, head: HeadDocument): P
 }
 
 /** What belongs to points of the disk: names of pins and labels, and the scrub log. */
-async function leftovers({ store, disk, signal }: RemovalPlace): Promise<string[]> {
+async function leftovers({ store, disk, signal }: NoticedDisk): Promise<string[]> {
   const names: string[] = [];
   for (const prefix of [sidecarPrefix("pins", disk), sidecarPrefix("labels", disk), provedName(disk)])
-    for await (const { name } of store.list(prefix, { signal })) names.push(name);
+    names.push(...(await store.names(prefix, { signal })));
   return names;
 }
 
 /** Errors: POINT_HELD when a pin or reader keeps one of the points, on any member of its group. */
 async function refuseHeld(
-  place: RemovalPlace,
+  place: NoticedDisk,
   points: readonly PlannedPoint[],
   { clear }: { readonly clear: boolean },
 ): Promise<void> {

@@ -18,12 +18,11 @@
  */
 import { randomBytes } from "node:crypto";
 import { forEachAtOnce } from "../../concurrency.ts";
-import { hasCode, isUnreadable, TidemarkError } from "../../errors.ts";
-import type { Notice } from "../../notice.ts";
+import { hasCode, TidemarkError } from "../../errors.ts";
+import type { NoticeOptions } from "../../notice.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
 import type { CallOptions, Sink } from "../../sink.ts";
 import { fromHex, toHex } from "../../store/format/checksum.ts";
-import { documentBytesMax } from "../../store/format/documents.ts";
 import { agentObjectName, agentsPrefix, isDiskName, registrationName } from "../../store/format/names.ts";
 import {
   type AgentDocument,
@@ -34,12 +33,14 @@ import {
   encodeAgent,
   encodeRegistration,
   type Heartbeat,
+  type RegistrationDocument,
   type RegistrationKey,
 } from "../../store/format/registration.ts";
 import { derive } from "../../store/keys/vault-keys.ts";
 import { encodeWriterKey } from "../../store/keys/writer-key.ts";
 import { readIdentity } from "../../store/points/identity.ts";
-import { Store, unknownOutcomesMax, unreachable } from "../../store/store.ts";
+import { changeShared, type FoundDocument, readShared, type SharedDocument } from "../../store/shared-document.ts";
+import { Store } from "../../store/store.ts";
 import { registrationTiming } from "../../timing.ts";
 import { tidemarkVersion } from "../../version.ts";
 import { issuerOf, signKey } from "./registration-key.ts";
@@ -90,14 +91,6 @@ export interface RegisteredAgent {
   readonly cause: string | null;
 }
 
-/** An object that is there. */
-interface Found<Document> {
-  /** Absent where it cannot be read. */
-  readonly document: Document | undefined;
-  readonly damage?: TidemarkError;
-  readonly etag: string;
-}
-
 const dayMs = 86_400_000;
 /** For how many days a machine can register with a key. */
 const [daysDefault, daysMax] = [5, 90] as const;
@@ -125,9 +118,9 @@ export class Agents {
     return await this.#run(async () => {
       const { keys } = this.#store();
       const secret = await this.#secret(options);
-      const before = await this.#find(nameOf(options.agent), decodeAgent, options);
+      const before = await this.#find(options.agent, options);
       // The store's clock ticks in seconds: the key must be younger than a removal that came before it.
-      const issuedMs = Math.max(this.#nowMs(), (before?.document?.removedMs ?? 0) + 1);
+      const issuedMs = Math.max(this.#nowMs(), (before.document?.removedMs ?? 0) + 1);
       return signKey(secret, {
         vault: this.#vault,
         key: toHex(randomBytes(16)),
@@ -159,7 +152,7 @@ export class Agents {
           "KEY_EXPIRED",
           `the registration key for ${key.agent} was valid until ${iso(key.notAfterMs)}`,
         );
-      return await this.#change(key.agent, options, (before) => {
+      return await this.#change(key.agent, options, ({ document: before }) => {
         refuseKey(key, before, options);
         const isKnown = before?.removedMs === null;
         return {
@@ -190,7 +183,7 @@ export class Agents {
     options: CallOptions = {},
   ): Promise<void> {
     await this.#run(async () => {
-      await this.#change(agent, options, (before, damage) => {
+      await this.#change(agent, options, ({ document: before, damage }) => {
         if (damage !== undefined) throw damage;
         if (before?.removedMs !== null || before.machine !== machine)
           throw new TidemarkError(
@@ -214,15 +207,13 @@ export class Agents {
    * The registered agents, by name. A record that cannot be read is told of with AGENT_DAMAGED, and
    * left out. Throws the store's errors.
    */
-  async list(
-    options: CallOptions & { readonly onNotice?: ((notice: Notice) => void) | undefined } = {},
-  ): Promise<RegisteredAgent[]> {
+  async list(options: NoticeOptions = {}): Promise<RegisteredAgent[]> {
     return await this.#run(async () => {
       const names: string[] = [];
       for await (const { name } of this.#store().list(agentsPrefix, options)) names.push(name);
       const found: AgentDocument[] = [];
       await forEachAtOnce(names, readsAtOnce, async (name) => {
-        const { document, damage } = (await this.#find(name, decodeAgent, options)) ?? {};
+        const { document, damage } = await readShared(this.#store(), this.#record(name), options);
         if (document?.removedMs === null) found.push(document);
         if (damage === undefined) return;
         const message = `${damage.message}; register the machine again, with a new key`;
@@ -236,7 +227,7 @@ export class Agents {
   /** One agent. Throws `INVALID_ARGUMENT` if there is none of that name; `DAMAGED`; the store's errors. */
   async show(agent: string, options: CallOptions = {}): Promise<RegisteredAgent> {
     return await this.#run(async () => {
-      const { document, damage } = (await this.#find(nameOf(agent), decodeAgent, options)) ?? {};
+      const { document, damage } = await this.#find(agent, options);
       if (document?.removedMs !== null) throw damage ?? unknownAgent(agent);
       return summaryOf(document, this.#nowMs());
     });
@@ -251,7 +242,7 @@ export class Agents {
   async remove(agent: string, options: CallOptions = {}): Promise<RegisteredAgent> {
     return await this.#run(
       async () =>
-        await this.#change(agent, options, (before, damage) => {
+        await this.#change(agent, options, ({ document: before, damage }) => {
           if (before?.removedMs !== null) throw damage ?? unknownAgent(agent);
           return { ...before, removedMs: this.#nowMs() };
         }),
@@ -270,50 +261,36 @@ export class Agents {
     return Math.round(Date.now() - this.#context.sink.clockAheadMs);
   }
 
-  async #find<Document>(
-    name: string,
-    decode: (bytes: Uint8Array, object: string, vault: string) => Document,
-    options: CallOptions,
-  ): Promise<Found<Document> | undefined> {
-    const there = await this.#store().find(name, documentBytesMax, options);
-    if (there === undefined) return undefined;
-    try {
-      return { document: decode(there.bytes, name, this.#vault), etag: there.etag };
-    } catch (damage) {
-      if (!isUnreadable(damage)) throw damage;
-      return { document: undefined, damage, etag: there.etag };
-    }
+  async #find(agent: string, options: CallOptions): Promise<FoundDocument<AgentDocument>> {
+    return await readShared(this.#store(), this.#record(nameOf(agent)), options);
+  }
+
+  async #findRegistration(options: CallOptions): Promise<FoundDocument<RegistrationDocument>> {
+    const decode = (bytes: Uint8Array): RegistrationDocument =>
+      decodeRegistration(bytes, registrationName, this.#vault);
+    return await readShared(this.#store(), { name: registrationName, decode }, options);
+  }
+
+  #record(name: string): SharedDocument<AgentDocument> {
+    return { name, decode: (bytes) => decodeAgent(bytes, name, this.#vault), encode: encodeAgent };
   }
 
   /** Swaps an agent's record, unless `change` gives back what it was given. */
   async #change(
     agent: string,
     options: CallOptions,
-    change: (before: AgentDocument | undefined, damage: TidemarkError | undefined) => AgentDocument,
+    change: (found: FoundDocument<AgentDocument>) => AgentDocument,
   ): Promise<RegisteredAgent> {
-    const name = nameOf(agent);
-    let failure: unknown;
-    for (let attempt = 0; attempt < unknownOutcomesMax; attempt += 1) {
-      const there = await this.#find(name, decodeAgent, options);
-      const next = change(there?.document, there?.damage);
-      try {
-        if (next !== there?.document) await this.#store().replace(name, encodeAgent(next), there?.etag, options);
-        return summaryOf(next, this.#nowMs());
-      } catch (error) {
-        // A heartbeat, or another command, came between.
-        if (!hasCode(error, "CONDITION_FAILED")) throw error;
-        failure = error;
-      }
-    }
-    throw unreachable(`writing ${name}`, failure);
+    const document = await changeShared(this.#store(), this.#record(nameOf(agent)), change, options);
+    return summaryOf(document, this.#nowMs());
   }
 
   /** The registration secret, which the vault knows the public half of from then on. */
   async #secret(options: CallOptions): Promise<Uint8Array> {
     const store = this.#store();
     for (let attempt = 0; ; attempt += 1) {
-      const found = await this.#find(registrationName, decodeRegistration, options);
-      const kept = found?.document?.secret;
+      const found = await this.#findRegistration(options);
+      const kept = found.document?.secret;
       const secret =
         store.keys === undefined
           ? kept === null || kept === undefined
@@ -321,10 +298,10 @@ export class Agents {
             : fromHex(kept)
           : derive(store.keys.vaultKey, store.keys.vaultId, "registration key");
       const publicKey = issuerOf(secret);
-      if (found?.document?.publicKey === publicKey) return secret;
+      if (found.document?.publicKey === publicKey) return secret;
       const document = { vault: this.#vault, publicKey, secret: store.keys === undefined ? toHex(secret) : null };
       try {
-        await store.replace(registrationName, encodeRegistration(document), found?.etag, options);
+        await store.replace(registrationName, encodeRegistration(document), found.etag, options);
         return secret;
       } catch (error) {
         // Another operator has issued the first key meanwhile.
@@ -335,8 +312,8 @@ export class Agents {
 
   async #checkIssuer(key: RegistrationKey, options: CallOptions): Promise<void> {
     refuseVault(key, this.#vault, this.#context.sink.description);
-    const found = await this.#find(registrationName, decodeRegistration, options);
-    if (found?.document?.publicKey !== key.issuer)
+    const { document } = await this.#findRegistration(options);
+    if (document?.publicKey !== key.issuer)
       throw new TidemarkError(
         "KEY_FOREIGN",
         "the registration key was not signed with the vault's registration secret",

@@ -10,7 +10,7 @@ import { randomBytes } from "node:crypto";
 import path from "node:path";
 import { inStateFolder, keepWriterKey } from "../../disk/source/local-state.ts";
 import { makeFolders, readPlain, replacePlain } from "../../disk/source/plain-file.ts";
-import { systemCode, TidemarkError } from "../../errors.ts";
+import { systemCode, TidemarkError, unlessAbsent } from "../../errors.ts";
 import { shellWord } from "../../shell-word.ts";
 import { checksum, openChecksum, toHex } from "../../store/format/checksum.ts";
 import { documentBytesMax } from "../../store/format/documents.ts";
@@ -26,14 +26,12 @@ export async function machineOf(stateFolder: string): Promise<string> {
 
 async function readMachine(stateFolder: string): Promise<string> {
   const file = path.join(await makeFolders(stateFolder), "machine");
-  try {
-    const machine = (await readPlain(file, 64)).toString("latin1").trim();
+  const machine = (await unlessAbsent(readPlain(file, 64)))?.toString("latin1").trim();
+  if (machine !== undefined) {
     if (hex32.test(machine)) return machine;
     throw new TidemarkError("DAMAGED", `${file} does not hold the id of this machine`, {
       remedy: `remove it with \`rm ${shellWord(file)}\`, run \`tidemark agents remove NAME\`, and register the machine again`,
     });
-  } catch (error) {
-    if (systemCode(error) !== "ENOENT") throw error;
   }
   const made = toHex(randomBytes(16));
   await replacePlain(file, `${made}\n`, { durable: true });

@@ -18,10 +18,10 @@ import {
   parseSegmentName,
   segmentsPrefix,
 } from "../../store/format/names.ts";
+import type { DiskPlace } from "../../store/place.ts";
 import { layOutPoints } from "../../store/points/history.ts";
 import type { Store } from "../../store/store.ts";
 import { leaseTiming } from "../../timing.ts";
-import type { DiskPlace } from "./inventory.ts";
 
 /**
  * Writers may have taken the lease, each with a higher epoch, and named nothing: how often, only

@@ -8,7 +8,7 @@
  */
 import { rm } from "node:fs/promises";
 import path from "node:path";
-import type { Notice } from "../../notice.ts";
+import type { NoticeOptions } from "../../notice.ts";
 import { loadCatalog } from "../../pipeline/catalog.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
 import type { Store } from "../../store/store.ts";
@@ -16,11 +16,9 @@ import type { Store } from "../../store/store.ts";
 /** Name of the index in the vault's state folder. */
 export const dedupIndexName = "dedup-index";
 
-export interface IndexCheckOptions {
+export interface IndexCheckOptions extends NoticeOptions {
   /** Delete nothing. */
   readonly dryRun?: boolean | undefined;
-  readonly onNotice?: ((notice: Notice) => void) | undefined;
-  readonly signal?: AbortSignal | undefined;
 }
 
 /** Deletes the index if it names a chunk that the vault does not hold. Returns whether it does. */

@@ -22,6 +22,7 @@ import {
   segmentsPrefix,
 } from "../../store/format/names.ts";
 import { claimedId } from "../../store/format/signed-text.ts";
+import type { DiskPlace } from "../../store/place.ts";
 import { readPoints } from "../../store/points/history.ts";
 import type { Store } from "../../store/store.ts";
 import type { FoundManifest } from "./rebuilt-points.ts";
@@ -65,14 +66,6 @@ export interface ReadManifests {
   /** In rising order, like the others. */
   readonly found: readonly FoundManifest[];
   readonly unread: readonly UnreadManifest[];
-}
-
-/** A disk of a vault. */
-export interface DiskPlace {
-  readonly store: Store;
-  readonly vault: string;
-  readonly disk: string;
-  readonly signal: AbortSignal | undefined;
 }
 
 const manifestsReadAtOnce = 8;

@@ -26,12 +26,13 @@
  */
 import { newestSeen, watchedStore } from "../../disk/source/head-watch.ts";
 import { hasCode, type TidemarkError, throwIfAborted } from "../../errors.ts";
-import type { Notice } from "../../notice.ts";
+import type { NoticeOptions } from "../../notice.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
 import { fromHex } from "../../store/format/checksum.ts";
 import type { HeadDocument, PointRecord } from "../../store/format/documents.ts";
 import { condemnedName, headName } from "../../store/format/names.ts";
 import type { HeldLease } from "../../store/held-lease.ts";
+import type { DiskPlace } from "../../store/place.ts";
 import { layOutPoints } from "../../store/points/history.ts";
 import { identityFaults, mendIdentity } from "../../store/points/identity.ts";
 import { proveObjects, proveVault } from "../../store/points/manifest.ts";
@@ -43,7 +44,7 @@ import { Store } from "../../store/store.ts";
 import type { Extent } from "../../volume.ts";
 import { countUp, replaceHead } from "./head-replacement.ts";
 import { dedupIndexName, dropWrongIndex } from "./index-check.ts";
-import type { DiskPlace, Inventory, PointLists, UnreadManifest } from "./inventory.ts";
+import type { Inventory, PointLists, UnreadManifest } from "./inventory.ts";
 import { ageOfHead, questionOf, readLists, readManifests, takeInventory, withoutHead } from "./inventory.ts";
 import type { UnreadTable } from "./map-check.ts";
 import { unreadTables } from "./map-check.ts";
@@ -52,15 +53,13 @@ import { choosePoints } from "./rebuilt-points.ts";
 import { repairRecords } from "./record-repair.ts";
 
 /** How `Vault.repair` works. */
-export interface RepairOptions {
+export interface RepairOptions extends NoticeOptions {
   /** Report what would be rebuilt, and change nothing. */
   readonly dryRun?: boolean | undefined;
   /** Called with each rebuilt object at once. */
   readonly onRepaired?: ((object: RepairedObject) => void) | undefined;
   /** Called with each lost object at once. */
   readonly onLost?: ((object: LostObject) => void) | undefined;
-  readonly onNotice?: ((notice: Notice) => void) | undefined;
-  readonly signal?: AbortSignal | undefined;
 }
 
 /** An object that was rebuilt, or would be in a dry run. */

@@ -18,18 +18,15 @@ import { pageAlignmentBytes } from "../../sink.ts";
 import { sameBytes } from "../../store/format/checksum.ts";
 import type { HeadDocument } from "../../store/format/documents.ts";
 import { decodeDiskName, firstSequenceNumber, parseSegmentName, segmentEpochPrefix } from "../../store/format/names.ts";
+import type { VaultPlace } from "../../store/place.ts";
 import { readHead } from "../../store/points/head.ts";
 import { WriterLease } from "../../store/points/writer-lease.ts";
-import type { Store } from "../../store/store.ts";
 import { unknownOutcomesMax } from "../../store/store.ts";
 
-export interface PatchOptions {
-  readonly store: Store;
-  readonly vault: string;
+export interface PatchOptions extends VaultPlace {
   readonly onNotice: (notice: Notice) => void;
   /** Called with a disk whose writer may still append to a segment that needs healing. */
   readonly onOpen?: ((disk: string) => void) | undefined;
-  readonly signal?: AbortSignal | undefined;
 }
 
 /** How a segment is to be patched. */

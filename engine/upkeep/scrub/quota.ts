@@ -11,12 +11,11 @@
  *
  * Invariant: over any day, all scrubbers together read at most the share plus one minimum claim.
  */
-import { hasCode, isUnreadable } from "../../errors.ts";
+import { hasCode } from "../../errors.ts";
 import type { CallOptions } from "../../sink.ts";
-import { documentBytesMax } from "../../store/format/documents.ts";
 import { decodeScrubbed, encodeScrubbed, type ScrubbedDocument, scrubbedName } from "../../store/format/proof.ts";
+import { changeShared, type FoundDocument, readShared, type SharedDocument } from "../../store/shared-document.ts";
 import type { Store } from "../../store/store.ts";
-import { unknownOutcomesMax } from "../../store/store.ts";
 
 export interface Quota {
   /** The part of a day's share, from 0 to 1. */
@@ -41,7 +40,7 @@ export async function claimQuota(
   nowMs: number,
   options: CallOptions,
 ): Promise<Quota | undefined> {
-  const { document, etag } = await readScrubbed(store, vault, options);
+  const { document, etag } = await readShared(store, scrubbed(vault), options);
   const sinceMs = nowMs - (document?.takenMs ?? nowMs - firstMs);
   // A time far in the future comes from a clock that was wrong.
   if (sinceMs < leastMs && sinceMs > -dayMs) return undefined;
@@ -67,31 +66,19 @@ export async function endRound(
   nowMs: number,
   options: CallOptions,
 ): Promise<void> {
-  for (let attempt = 1; ; attempt += 1) {
-    const { document, etag } = await readScrubbed(store, vault, options);
-    if (document?.roundMs !== roundMs) return;
-    try {
-      await store.replace(scrubbedName, encodeScrubbed({ ...document, roundMs: nowMs }), etag, options);
-      return;
-    } catch (error) {
-      if (hasCode(error, "ACCESS_REFUSED")) return;
-      if (!hasCode(error, "CONDITION_FAILED") || attempt >= unknownOutcomesMax) throw error;
-    }
+  const change = ({ document }: FoundDocument<ScrubbedDocument>): ScrubbedDocument | undefined =>
+    document?.roundMs === roundMs ? { ...document, roundMs: nowMs } : undefined;
+  try {
+    await changeShared(store, scrubbed(vault), change, options);
+  } catch (error) {
+    if (!hasCode(error, "ACCESS_REFUSED")) throw error;
   }
 }
 
-/** A document that cannot be read counts as absent, and is written anew. */
-async function readScrubbed(
-  store: Store,
-  vault: string,
-  options: CallOptions,
-): Promise<{ readonly document: ScrubbedDocument | undefined; readonly etag: string | undefined }> {
-  const there = await store.find(scrubbedName, documentBytesMax, options);
-  if (there === undefined) return { document: undefined, etag: undefined };
-  try {
-    return { document: decodeScrubbed(there.bytes, scrubbedName, vault), etag: there.etag };
-  } catch (error) {
-    if (!isUnreadable(error)) throw error;
-    return { document: undefined, etag: there.etag };
-  }
+function scrubbed(vault: string): SharedDocument<ScrubbedDocument> {
+  return {
+    name: scrubbedName,
+    decode: (bytes) => decodeScrubbed(bytes, scrubbedName, vault),
+    encode: encodeScrubbed,
+  };
 }

@@ -21,7 +21,7 @@
 
 import { watchedStore } from "../../disk/source/head-watch.ts";
 import { hasCode, type TidemarkError, throwIfAborted } from "../../errors.ts";
-import type { Notice } from "../../notice.ts";
+import type { NoticeOptions } from "../../notice.ts";
 import type { VaultContext } from "../../pipeline/vault-context.ts";
 import type { PointRecord } from "../../store/format/documents.ts";
 import { decodeDiskName, parseSegmentName, segmentsPrefix } from "../../store/format/names.ts";
@@ -43,7 +43,7 @@ import { claimQuota, dayMs, endRound, firstMs } from "./quota.ts";
 import { proveSegment, type SegmentProofOptions } from "./segment-prover.ts";
 
 /** How `Vault.scrub` works. */
-export interface ScrubOptions {
+export interface ScrubOptions extends NoticeOptions {
   /** Bytes of segments to read in this pass. Default: all. */
   readonly budgetBytes?: number | undefined;
   /**
@@ -59,8 +59,6 @@ export interface ScrubOptions {
   readonly onOpen?: ((disk: string) => void) | undefined;
   /** Called with each damage that is found, healed or not. */
   readonly onDamage?: ((damage: Damage) => void) | undefined;
-  readonly onNotice?: ((notice: Notice) => void) | undefined;
-  readonly signal?: AbortSignal | undefined;
 }
 
 /** The outcome of a pass. */
@@ -263,10 +261,7 @@ class ScrubPass {
     if (this.#round.storedBytes !== undefined) return this.#round.storedBytes;
     const { signal } = this.#options;
     let bytes = 0;
-    const segments: string[] = [];
-    for await (const { name } of this.#store.list(segmentsPrefix, { signal }))
-      if (parseSegmentName(name) !== undefined) segments.push(name);
-    for (const segment of segments) {
+    for (const segment of await this.#segments()) {
       try {
         bytes += (await this.#store.statPages(segment, { signal })).writtenBytes;
       } catch (error) {
@@ -414,12 +409,14 @@ class ScrubPass {
 
   /** Segments as wholes, each named with the disk that wrote it. */
   async #proveSegments(): Promise<void> {
-    const { signal } = this.#options;
-    const segments = new Set<string>();
-    for await (const { name } of this.#store.list(segmentsPrefix, { signal }))
-      if (parseSegmentName(name) !== undefined) segments.add(name);
+    const segments = new Set(await this.#segments());
     this.#findings.damagedSegments(segments);
     for (const segment of segments) if (!this.#round.segments.has(segment)) await this.#proveSegment(segment);
+  }
+
+  async #segments(): Promise<string[]> {
+    const names = await this.#store.names(segmentsPrefix, { signal: this.#options.signal });
+    return names.filter((name) => parseSegmentName(name) !== undefined);
   }
 
   async #proveSegment(segment: string): Promise<void> {

@@ -124,9 +124,7 @@ class Verification {
   async #mendSegments(disks: ReadonlySet<string>): Promise<void> {
     const { onNotice = () => undefined, signal } = this.#options;
     const { vault } = this.#context.document;
-    const segments: string[] = [];
-    for await (const { name } of this.#store.list(segmentsPrefix, { signal })) segments.push(name);
-    for (const segment of segments) {
+    for (const segment of await this.#store.names(segmentsPrefix, { signal })) {
       const disk = decodeDiskName(parseSegmentName(segment)?.encodedDisk ?? "");
       if (disk === undefined || !disks.has(disk)) continue;
       for (const finding of await proveSegment({ store: this.#store, vault, onNotice, signal }, segment))
