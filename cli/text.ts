@@ -49,6 +49,32 @@ export function cut(text: string, columns: number): string {
   return taken;
 }
 
+/** A sequence that colours text. It fills no column. */
+// biome-ignore lint/suspicious/noControlCharactersInRegex: it begins with the control character
+const colouring = /(\u001b\[[\d;]*m)/;
+
+/** `text` in rows of at most `columns` columns, as a terminal breaks it. Colours count nothing. */
+export function rowsOf(text: string, columns: number): readonly string[] {
+  const rows: string[] = [];
+  let row = "";
+  let room = columns;
+  for (const [index, part] of text.split(colouring).entries()) {
+    if (index % 2 === 1) row += part;
+    else {
+      for (let rest = part; rest !== ""; ) {
+        const taken = cut(rest, room);
+        row += taken;
+        room -= displayWidth(taken);
+        rest = rest.slice(taken.length);
+        if (rest === "" || (taken === "" && room === columns)) break;
+        rows.push(row);
+        [row, room] = ["", columns];
+      }
+    }
+  }
+  return [...rows, row];
+}
+
 /** Columns of a table whose rows are made of `Row`. */
 export interface Column<Row> {
   readonly heading: string;

@@ -15,7 +15,10 @@ import type { ErrorCode } from "./errors.ts";
 
 /** The events by name; the channels of `node:diagnostics_channel` are called `tidemark:<name>`. */
 export interface DiagnosticEvents {
-  /** A disk was taken over from a writer that did not end in good order. */
+  /**
+   * A disk was taken over whose head named a writer: one that has died or was fenced, or that
+   * stopped without a commit.
+   */
   readonly "lease.taken-over": {
     readonly disk: string;
     /** Epoch of the new writer, and of the former one. */

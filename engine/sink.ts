@@ -95,7 +95,8 @@ export interface Raised extends Written {
 
 /**
  * The condition of a put: the name is free, or the object has this ETag. While the object is
- * leased, `leaseId` is needed.
+ * leased, `leaseId` is needed; without it, and with one that does not hold the lease, the put fails
+ * with LEASE_LOST.
  */
 export type PutCondition = { readonly ifAbsent: true } | { readonly ifMatch: string; readonly leaseId?: string };
 
@@ -112,8 +113,9 @@ export interface PageFence {
 
 /**
  * An object store. Names are relative, `/`-separated, of characters [a-z0-9._~-], at most 512 long
- * and 240 between slashes, no empty, `.` or `..` part. No name is the folder of another (`a` and
- * `a/b`): a file system cannot hold both.
+ * and 240 between slashes, no empty, `.` or `..` part; every call refuses other names with
+ * INVALID_ARGUMENT. No name is the folder of another (`a` and `a/b`): a file system cannot hold
+ * both.
  */
 export interface Sink extends AsyncDisposable {
   /** Address of the store, for messages and logs. Holds no secret. */
@@ -153,7 +155,7 @@ export interface Sink extends AsyncDisposable {
    */
   putObject(name: string, bytes: Uint8Array, condition: PutCondition, options?: CallOptions): Promise<Written>;
 
-  /** ETag and size. Errors: OBJECT_NOT_FOUND. */
+  /** ETag and size of an object or a page object. Errors: OBJECT_NOT_FOUND. */
   statObject(name: string, options?: CallOptions): Promise<ObjectStat>;
 
   /** Deletes an object or page object. An absent one is no error. Errors: LEASE_HELD. */
@@ -166,11 +168,15 @@ export interface Sink extends AsyncDisposable {
 
   /**
    * Takes the lease, or extends it when `leaseId` (a UUID) already holds it. Errors: LEASE_HELD
-   * (another id holds it), OBJECT_NOT_FOUND.
+   * (another id holds it), OBJECT_NOT_FOUND, INVALID_ARGUMENT (no UUID, or a term that is not
+   * `leaseSecondsMin` to `leaseSecondsMax`).
    */
   acquireLease(name: string, leaseId: string, durationSeconds: number, options?: CallOptions): Promise<void>;
 
-  /** Extends the lease by its full duration. Errors: LEASE_LOST. */
+  /**
+   * Extends the lease by its full duration. An expired one is held again, unless the object was
+   * written or leased since it expired. Errors: LEASE_LOST.
+   */
   renewLease(name: string, leaseId: string, options?: CallOptions): Promise<void>;
 
   /**
@@ -179,7 +185,7 @@ export interface Sink extends AsyncDisposable {
    */
   changeLease(name: string, fromId: string, toId: string, options?: CallOptions): Promise<void>;
 
-  /** Releases the lease. One that is not held any more is no error. */
+  /** Releases the lease. One that is not held any more is no error, nor is an absent object. */
   releaseLease(name: string, leaseId: string, options?: CallOptions): Promise<void>;
 
   // ---- Page objects: fixed size, sparse, written at offsets under a fence ----

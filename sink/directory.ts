@@ -116,7 +116,7 @@ export class DirectorySink implements Sink {
   static async open(root: string, options: DirectorySinkOptions = {}): Promise<DirectorySink> {
     const sink = new DirectorySink(root, options);
     const found = await absentAs(undefined, stat(sink.#tree.root)).catch((error: unknown) => {
-      throw translated(error, sink.#tree.root, "STORE_REFUSED");
+      throw translated(error, sink.#tree.root, "STORE_REFUSED", sink.#tree.root);
     });
     if (found?.isDirectory() === false) {
       throw new TidemarkError("INVALID_ARGUMENT", `${sink.#tree.root} is not a folder`, {

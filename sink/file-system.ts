@@ -40,7 +40,7 @@ export function translated(
   error: unknown,
   subject: string,
   fallback: "STORE_REFUSED" | "OUTCOME_UNKNOWN",
-  dir = "the vault's folder",
+  dir: string,
 ): unknown {
   const code = systemCode(error);
   if (error instanceof TidemarkError || code === undefined) return error;
@@ -55,10 +55,14 @@ export function translated(
     case "EACCES":
     case "EPERM":
     case "EROFS":
-      return new TidemarkError("ACCESS_REFUSED", `the file system refuses access to ${subject} (${code})`, {
-        ...context,
-        remedy: "allow this user to read and write the vault's folder: `ls -ld` shows its owner",
-      });
+      return new TidemarkError(
+        "ACCESS_REFUSED",
+        `the file system refuses access to ${subject === dir ? dir : `${subject} in ${dir}`} (${code})`,
+        {
+          ...context,
+          remedy: `allow this user to read and write the vault's folder: \`ls -ld ${dir}\` shows its owner`,
+        },
+      );
     case "EMFILE":
     case "ENFILE":
       return tooManyOpen(subject, context);
@@ -156,8 +160,12 @@ export class SpaceReserve {
     const [{ bavail, blocks, bsize }, savedBytes] = await Promise.all([statfs(this.#dir), this.#savedBytes()]);
     const freeBytes = bavail * bsize;
     const reserved = Math.min(reserveBytes + savedBytes, (blocks * bsize) / reserveShare);
-    if (blocks > 0 && freeBytes < reserved + this.#writingBytes + bytes) throw fileSystemFull(this.#dir, freeBytes);
-    this.#writingBytes += bytes;
+    const writingBytes = this.#writingBytes + bytes;
+    if (blocks > 0 && freeBytes < reserved + writingBytes) {
+      const why = `, ${mebibytes(writingBytes)} are to be written, and ${mebibytes(reserved)} stay reserved`;
+      throw fileSystemFull(this.#dir, freeBytes, why);
+    }
+    this.#writingBytes = writingBytes;
     try {
       return await write();
     } finally {
@@ -173,11 +181,15 @@ export async function explainedBySpace(dir: string): Promise<TidemarkError | und
   return freeBytes < reserveBytes ? fileSystemFull(dir, freeBytes) : undefined;
 }
 
-function fileSystemFull(dir: string, freeBytes: number): TidemarkError {
-  return new TidemarkError("NO_SPACE", `the file system of ${dir} is full: ${String(freeBytes)} bytes are left`, {
+function fileSystemFull(dir: string, freeBytes: number, why = ""): TidemarkError {
+  return new TidemarkError("NO_SPACE", `the file system of ${dir} is full: ${mebibytes(freeBytes)} are free${why}`, {
     remedy: "drop points with `tidemark prune` and free their space with `tidemark collect`, or free some space",
     detail: { path: dir, freeBytes },
   });
+}
+
+function mebibytes(bytes: number): string {
+  return `${(bytes / 1_048_576).toFixed(1)} MiB`;
 }
 
 export function outcomeUnknown(subject: string, cause: unknown): TidemarkError {

@@ -1,10 +1,11 @@
 /**
  * Vault addresses: parses what a user writes and opens the sink that it names. The four forms:
  *
- *   azurite:DIR an Azurite on DIR, started with the sink and ended with it dir:DIR a plain folder
- *   http(s)://…/CONTAINER[?SAS] Azure Storage, or an Azurite that runs already
- *   (http://127.0.0.1:10000/devstoreaccount1/CONTAINER) memory:[NAME] for tests; sinks of the same
- *   name share one store within this process
+ *     azurite:DIR                  an Azurite on DIR, started with the sink and ended with it
+ *     dir:DIR                      a plain folder
+ *     http(s)://…/CONTAINER[?SAS]  Azure Storage, or an Azurite that runs already, such as
+ *                                  http://127.0.0.1:10000/devstoreaccount1/CONTAINER
+ *     memory:[NAME]                for tests; sinks of one name share a store within this process
  *
  * Nothing here reads the environment: credentials and proxy are options. An address may hold a SAS,
  * so no error repeats its query. The Azure packages are optional and loaded when an address needs
@@ -267,7 +268,8 @@ export async function sasFor(
 }
 
 /**
- * On the way over plain http anybody can read a SAS, and repeat a request that is signed with a key.
+ * On the way over plain http every machine can read a SAS, and repeat a request that is signed with
+ * a key.
  * The published key of Azurites is no secret.
  */
 function refusePlainHttp(containerUrl: string, access: AzureAccess): void {

@@ -47,9 +47,17 @@ export class Collecting {
     this.#measuring = new PeriodicTask({ clock: parts.clock, firstAfterMs: 0, everyMs: lookEveryMs, work: measure });
   }
 
-  /** Bytes that segments took at the store when they were last measured; null: never yet. */
+  /**
+   * Bytes that segments take at the store: as last measured, and what points stored since. Null:
+   * not measured yet.
+   */
   get storedBytes(): number | null {
     return this.#storedBytes;
+  }
+
+  /** A point of the vault has been committed, for which so many bytes were written to segments. */
+  noteStored(bytes: number): void {
+    if (this.#storedBytes !== null) this.#storedBytes += bytes;
   }
 
   /** Time since the last collection by any process; null when none is known. */

@@ -162,6 +162,18 @@ export class DiskRunner {
     });
   }
 
+  /**
+   * Errors: INVALID_ARGUMENT while the disk is paused. A request for a point would wait for the end
+   * of the pause.
+   */
+  refuseWhilePaused(): void {
+    if (!this.#paused) return;
+    const { name } = this.#disk;
+    throw new TidemarkError("INVALID_ARGUMENT", `the disk ${name} is paused, so no point of it is taken`, {
+      remedy: `resume it first: \`tidemark agent resume --disk ${name}\``,
+    });
+  }
+
   pause(): void {
     this.#paused = true;
     this.#protection?.pause();
@@ -378,7 +390,7 @@ function stoppedStatus(last: ProtectionStatus): ProtectionStatus {
   const finding: Finding = {
     level: "Warning",
     code: "STOPPED",
-    cause: `${disk} has been stopped: it is neither exported nor protected${left}`,
+    cause: `the disk has been stopped: it is neither exported nor protected${left}`,
     remedy: resumeRemedy(disk),
   };
   return { ...last, ...atRest, state: "stopped", health: finding.level, findings: [finding] };

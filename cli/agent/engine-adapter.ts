@@ -188,7 +188,9 @@ class EngineVault implements VaultPort {
       group: this.#group(disk),
       onEvent: (event) => {
         onEvent(diskEvent(event));
-        if (event.kind === "point") keeping.committed(event.point.sequence);
+        if (event.kind !== "point") return;
+        keeping.committed(event.point.sequence);
+        this.#collecting.noteStored(event.point.storedBytes);
       },
     });
     this.#listeners.set(name, onEvent);

@@ -180,14 +180,15 @@ export class Supervisor {
   /**
    * Takes a point now of each disk of the target and resolves when all are committed; the points of
    * a group are of one barrier. A group goes on without its stopped disks. Errors: DISK_NOT_FOUND,
-   * INVALID_ARGUMENT for what is stopped, CUT_TIMED_OUT when a group does not come together, and
-   * what the first failing disk says.
+   * INVALID_ARGUMENT for what is stopped or paused, CUT_TIMED_OUT when a group does not come
+   * together, and what the first failing disk says.
    */
   async point(
     target: Target,
     options: { readonly applicationConsistent: boolean; readonly signal: AbortSignal },
   ): Promise<readonly PointSummary[]> {
     const [first, ...rest] = this.#selectRunning(target);
+    for (const runner of [first, ...rest]) runner.refuseWhilePaused();
     if (target.group === undefined || rest.length === 0) {
       const runners = target.disk === undefined ? [first, ...rest] : [first];
       return await Promise.all(runners.map(async (runner) => await runner.point(options)));

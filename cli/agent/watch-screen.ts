@@ -2,11 +2,11 @@
  * Screen of `tidemark watch`: the agent's disks in a table with a cursor, what the disk at the cursor
  * needs, and keys. A model without a terminal: it takes keys and gives texts.
  *
- * Invariant: the screen has at most as many lines as the terminal, and the disk at the cursor is always
- * among them. Nothing is done before `y` has confirmed it.
+ * Invariant: the screen has at most as many lines as the terminal, none is wider than it, and the
+ * disk at the cursor is always among them. Nothing is done before `y` has confirmed it.
  */
 import { formatNumberOf } from "../quantities.ts";
-import { cut, fittedTable, printable } from "../text.ts";
+import { cut, fittedTable, printable, rowsOf } from "../text.ts";
 import type { DiskStatus } from "./disk-runner.ts";
 import { type Canvas, describeHead, diskColumns, findingLines } from "./status-table.ts";
 import type { AgentStatus } from "./supervisor.ts";
@@ -30,6 +30,8 @@ const orders = ["as configured", "worst first", "longest lag", "most written"] a
 const keysText = "↑↓ move  p a g points  space pause/resume  s order  f findings  ? keys  q quit";
 /** Lines about the disk at the cursor. */
 const belowMax = 7;
+/** Rows of a question, or of what has become of a request. */
+const saidMax = 4;
 const help: readonly string[] = [
   "↑ ↓ j k    move to another disk; PgUp and PgDn by ten, Home and End to the ends",
   "p          take a point of the disk now",
@@ -110,23 +112,22 @@ export class WatchScreen {
       disks.findIndex(({ disk }) => disk === this.#cursor),
     );
     const current = disks[at];
+    const inRows = (lines: readonly string[]): readonly string[] => lines.flatMap((line) => rowsOf(line, columns));
     const head =
       this.#lost === ""
-        ? describeHead(this.#status, canvas)
-        : [canvas.paint("red", cut(this.#lost, columns)), "what follows is old; this screen goes on when it answers"];
-    const foot = [
-      this.#asked === undefined ? this.#message : `${this.#asked.what}? y, or any other key for no`,
-      keysText,
-    ];
+        ? inRows(describeHead(this.#status, canvas))
+        : [...inRows([canvas.paint("red", this.#lost)]), "what follows is old; this screen goes on when it answers"];
+    const said = this.#asked === undefined ? this.#message : `${this.#asked.what}? y, or any other key for no`;
+    const foot = [...inRows([said]).slice(0, Math.max(1, Math.min(saidMax, rows - 3))), cut(keysText, columns)];
     const findings = current === undefined ? [] : findingLines(current, canvas);
-    const below = ["", ...(findings.length === 0 ? [placeLine(current)] : findings)].slice(0, belowMax);
+    const below = inRows(["", ...(findings.length === 0 ? [placeLine(current)] : findings)]).slice(0, belowMax);
     const room = Math.max(1, rows - 1 - foot.length);
     const body = this.#isHelp
       ? ["", ...help]
       : ["", ...this.#tableLines(disks, at, canvas, room - head.length - below.length - 1), ...below];
     const lines = [...head, ...body];
     const filled = [...lines.slice(0, room), ...Array.from({ length: Math.max(0, room - lines.length) }, () => "")];
-    return [...filled, ...foot.map((line) => cut(line, columns))].join("\n");
+    return [...filled, ...foot].join("\n");
   }
 
   /** The rows around the cursor that fit, below the headings. */

@@ -289,21 +289,23 @@ async function storageOf(
   const everyMs = Math.max(cycleSlots * slotMs, cycleMsDefault);
   const first = disks.reduce((sum, disk) => sum + disk.first.storedBytes, 0) * (1 + shipping.growth);
   const changes = changeCurve(shipping);
+  const activity = disks.reduce((sum, disk) => sum + activeShare(disk, shipping.load, cycleSlots), 0);
   const days: { day: number; storedBytes: number }[] = [];
   let points = 0;
   for (const day of storedDays) {
     const { agesMs } = await simulateRetention({ policy, spanMs: day * dayMs, everyMs, endMs, signal });
-    points = agesMs.length;
+    // Without a change the first point stays the only one.
+    points = activity === 0 ? 1 : agesMs.length;
     let bytes = first + points * disks.length * pointBytes;
     for (const [index, ageMs] of agesMs.entries()) if (index > 0) bytes += changes(ageMs - (agesMs[index - 1] ?? 0));
     days.push({ day, storedBytes: Math.round(bytes) });
   }
   const daysMax = storedDays.at(-1) ?? 0;
-  const cycles = (daysMax * dayMs) / everyMs;
+  const committed = ((daysMax * dayMs) / everyMs) * activity;
   const shipped = (shipping.meanBytesPerSecond(cycleSlots) * daysMax * dayMs) / 1_000;
   const storedBytes = days.at(-1)?.storedBytes ?? 0;
-  const writeRequests = Math.round(cycles * disks.length * pointWrites + (first + shipped) / frameBytes);
-  const readRequests = Math.round(cycles * disks.length * pointReads);
+  const writeRequests = Math.round(committed * pointWrites + (first + shipped) / frameBytes);
+  const readRequests = Math.round(committed * pointReads);
   const meanBytes = days.reduce((sum, { storedBytes: each }, index) => {
     const from = index === 0 ? 0 : (storedDays[index - 1] ?? 0);
     return sum + (each * ((storedDays[index] ?? 0) - from)) / daysMax;
@@ -319,6 +321,15 @@ async function storageOf(
     readRequests,
     cost,
   };
+}
+
+/** Share of the cycles in which a disk changed: no others make a point. */
+function activeShare(disk: DiskLoad, { slots }: Load, cycleSlots: number): number {
+  const cycles = Math.max(1, Math.floor(slots / cycleSlots));
+  let active = 0;
+  for (let cycle = 0; cycle < cycles; cycle += 1)
+    if (disk.changedBytes(cycle * cycleSlots, Math.min((cycle + 1) * cycleSlots, slots)) > 0) active += 1;
+  return active / cycles;
 }
 
 /**

@@ -138,18 +138,7 @@ ${tableOf(
   ]),
 )}
 ${batchesOf(lines)}
-<h2>What binds first</h2>
-${tableOf(
-  ["Limit", "Allows", "Needed at most", "Room"],
-  plan.limits
-    .filter(({ headroom }) => headroom !== null)
-    .map((limit) => [
-      limitText(limit),
-      limitValue(limit, limit.capacity),
-      limitValue(limit, limit.peak),
-      roomText(limit),
-    ]),
-)}
+${limitsOf(plan)}
 <h2>What is stored</h2>
 ${tableOf(
   ["Retention", "Points", "After 30 days", "Write requests", "Read requests", "Cost of 30 days"],
@@ -181,6 +170,19 @@ ${changed}
 <p>${caveatsOf(plan).map(escaped).join(" ")}</p>
 </main></body></html>
 `;
+}
+
+/** Empty where nothing is needed of any limit. */
+function limitsOf({ limits }: CapacityPlan): string {
+  const needed = limits.filter(({ headroom }) => headroom !== null);
+  if (needed.length === 0) return "";
+  const rows = needed.map((limit) => [
+    limitText(limit),
+    limitValue(limit, limit.capacity),
+    limitValue(limit, limit.peak),
+    roomText(limit),
+  ]);
+  return `<h2>What binds first</h2>\n${tableOf(["Limit", "Allows", "Needed at most", "Room"], rows)}`;
 }
 
 function introduction({ disks, coveredMs, from, to, growth }: CapacityPlan, time: (iso: string) => string): string {

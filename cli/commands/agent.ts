@@ -13,6 +13,7 @@ import { describeAgent } from "../agent/status-table.ts";
 import type { MissedPoint, ReloadSummary, StopSummary } from "../agent/summaries.ts";
 import { formatNumberOf, formatRate } from "../quantities.ts";
 import { printable } from "../text.ts";
+import { toldWhile } from "../waiting.ts";
 import { addRegisterCommand } from "./agent-register.ts";
 import { type CommandContext, closing } from "./context.ts";
 import { askStatus, type TargetFlags, watchAgent } from "./watch.ts";
@@ -276,8 +277,10 @@ async function ask(
   path: string,
   fields?: object,
 ): Promise<unknown> {
-  const socket = flags.socket ?? controlSocketDefault(context.environment);
-  return await askAgent(socket, { method, path, fields, signal: context.signal });
+  const { environment, output, signal } = context;
+  const socket = flags.socket ?? controlSocketDefault(environment);
+  const answer = askAgent(socket, { method, path, fields, signal });
+  return await toldWhile(answer, `the agent at ${socket}`, output.notice.bind(output));
 }
 
 function targetOf({ disk, group }: TargetFlags): object {

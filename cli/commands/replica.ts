@@ -7,7 +7,7 @@ import { formatBytes, formatDuration, formatNumberOf } from "../quantities.ts";
 import { type VaultFlags, withVaultOptions, withWorkersOption } from "../settings.ts";
 import { fields, printable, table } from "../text.ts";
 import { type CommandContext, refuseInsideVault, withVault } from "./context.ts";
-import { describeDamage } from "./verify.ts";
+import { printDamage } from "./verify.ts";
 
 interface RunFlags extends VaultFlags {
   readonly disk: string;
@@ -180,7 +180,7 @@ async function verify(context: CommandContext, replica: string, flags: VaultFlag
         onNotice: (notice) => output.notice(notice),
       }),
   );
-  for (const damage of summary.damaged) output.item("damage", damage, describeDamage(damage));
+  printDamage(output, summary.damaged);
   if (summary.damaged.length > 0) context.exitCode = exitCodes.damageFound;
   const outcome = summary.equal ? "equals its point" : "differs from its point";
   const text = `replica ${replica} ${outcome}: ${formatBytes(summary.checkedBytes)} checked in ${formatDuration(summary.elapsedMs)}`;

@@ -5,6 +5,7 @@ import { Command } from "commander";
 import { type Damage, TidemarkError, type VerifySummary } from "../../engine/index.ts";
 import { openImage } from "../../engine/internal.ts";
 import { exitCodes } from "../errors.ts";
+import type { Output } from "../output.ts";
 import { formatBytes, formatDuration, formatNumberOf, formatRate } from "../quantities.ts";
 import { type VaultFlags, withVaultOptions, withWorkersOption } from "../settings.ts";
 import { printable } from "../text.ts";
@@ -63,7 +64,7 @@ async function verify(context: CommandContext, flags: VerifyFlags): Promise<void
     const compared = source && told(source, source.description, onNotice);
     const options = { disk, point, source: compared, heal, ...operation(context) };
     const summary = await withVault(context, flags, async (vault) => await vault.verify(options));
-    for (const damage of summary.damaged) output.item("damage", damage, describeDamage(damage));
+    printDamage(output, summary.damaged);
     if (summary.damaged.some(({ healed }) => !healed)) context.exitCode = exitCodes.damageFound;
     if (summary.damaged.length === 0) output.summary("verify", summary, describe(summary));
     else output.answer("verify", summary, describe(summary));
@@ -72,10 +73,28 @@ async function verify(context: CommandContext, flags: VerifyFlags): Promise<void
   }
 }
 
-export function describeDamage({ disk, sequence, code, message, healed }: Damage): string {
+/** Prints each damage for programs. People get one line for all damage of an object in a point. */
+export function printDamage(output: Pick<Output, "item">, damaged: readonly Damage[]): void {
+  const keyOf = ({ disk, sequence, object, code, healed }: Damage): string =>
+    JSON.stringify([disk, sequence, object, code, healed]);
+  const places = new Map<string, Damage[]>();
+  for (const damage of damaged) {
+    const place = places.get(keyOf(damage));
+    if (place === undefined) places.set(keyOf(damage), [damage]);
+    else place.push(damage);
+  }
+  for (const damage of damaged) {
+    const [first, ...others] = places.get(keyOf(damage)) ?? [];
+    output.item("damage", damage, damage === first ? describeDamage(damage, others) : undefined);
+  }
+}
+
+function describeDamage({ disk, sequence, code, message, healed }: Damage, others: readonly Damage[]): string {
   const object = disk === "" ? "vault" : `disk ${disk}`;
   const where = sequence === null ? object : `${object}, point ${sequence}`;
-  return printable(`${healed ? "healed" : "damage"}: ${where}: ${message} (${code})`);
+  const end = Math.max(...others.map(({ extent }) => (extent === null ? 0 : extent.offset + extent.length)));
+  const more = others.length === 0 ? "" : `; ${formatNumberOf(others.length, "more place")} up to byte ${end}`;
+  return printable(`${healed ? "healed" : "damage"}: ${where}: ${message} (${code})${more}`);
 }
 
 function describe({ checkedPoints, checkedChunks, checkedBytes, damaged, elapsedMs }: VerifySummary): string {

@@ -10,7 +10,7 @@ import { formatDuration } from "../quantities.ts";
 const style = `body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a}
 table{border-collapse:collapse;width:100%;margin:.5rem 0 1.5rem}
 th,td{border:1px solid #ccc;padding:.3rem .5rem;text-align:left;vertical-align:top;overflow-wrap:break-word}
-th{background:#f3f3f3;white-space:nowrap}pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f7f7f7;padding:.5rem;margin:0}
+.wide{overflow-x:auto}th{background:#f3f3f3;white-space:nowrap}pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f7f7f7;padding:.5rem;margin:0}
 .yes{color:#126b2c}.no{color:#a61b1b;font-weight:600}@media print{body{margin:0}}`;
 
 /** The page. `planText` is the file of the plan as the run keeps it. */
@@ -84,7 +84,7 @@ ${table(
 function table(heading: readonly string[], rows: readonly (readonly string[])[]): string {
   const head = heading.length === 0 ? "" : `<tr>${heading.map((name) => `<th>${name}</th>`).join("")}</tr>`;
   const body = rows.map((row) => `<tr>${row.map((cell) => `<td>${cell}</td>`).join("")}</tr>`);
-  return `<table>${head}${body.join("\n")}</table>`;
+  return `<div class="wide" tabindex="0"><table>${head}${body.join("\n")}</table></div>`;
 }
 
 function against(ms: number, objective: number | null): string {

@@ -100,15 +100,21 @@ export class RequestLog {
 }
 
 /** The operation of Azure's Blob service that a request asks for. */
-function operationOf({ method = "", url = "", headers }: IncomingMessage): string {
+export function operationOf({
+  method = "",
+  url = "",
+  headers,
+}: Pick<IncomingMessage, "method" | "url" | "headers">): string {
   const parameters = new URL(url, "http://store").searchParams;
   const part = parameters.get("comp");
   if (part === "page") return headers["x-ms-page-write"] === "clear" ? "Clear Pages" : "Put Page";
   if (part === "lease") return "Lease Blob";
   if (part === "list") return "List Blobs";
   if (part === "properties") return "Set Blob Properties";
+  if (part === "pagelist") return "Get Page Ranges";
   if (part !== null) return `${method} ${part}`;
-  if (parameters.get("restype") === "container") return `${method} container`;
+  if (parameters.get("restype") === "container")
+    return { PUT: "Create Container", DELETE: "Delete Container" }[method] ?? "Get Container Properties";
   if (method === "PUT") return headers["x-ms-blob-type"] === "PageBlob" ? "Put Blob (pages)" : "Put Blob";
   return { GET: "Get Blob", HEAD: "Get Blob Properties", DELETE: "Delete Blob" }[method] ?? method;
 }

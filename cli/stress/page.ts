@@ -4,16 +4,16 @@
  * A plot is a polyline on a grid of fixed size; the browser scales it.
  */
 import { formatBytes, formatCount, formatDuration } from "../quantities.ts";
-import type { StressReport } from "./report.ts";
+import { latencyText, type StressReport } from "./report.ts";
 
-const plot = { width: 640, height: 120, left: 56, bottom: 18 } as const;
+const plot = { width: 640, height: 120, left: 70, bottom: 18 } as const;
 
 const style = `:root{color-scheme:light dark;background:light-dark(#fff,#14161a);font:15px/1.45 system-ui,sans-serif}
 body{max-width:52rem;margin:2rem auto;padding:0 1rem}h2{margin-top:2rem;font-size:1.1rem}
 .wide{overflow-x:auto}table{border-collapse:collapse;width:100%}th,td{padding:.2rem .5rem;text-align:right;white-space:nowrap;border-bottom:1px solid #8884}
 th:first-child,td:first-child{text-align:left}code{overflow-wrap:anywhere}
 .sound{color:light-dark(#06703a,#5c8)}.failed,.damaged{color:light-dark(#b3261e,#f88)}
-svg{width:100%;height:auto}svg text{font-size:11px;fill:currentColor}
+svg{display:block;width:100%;min-width:34rem;height:auto}svg text{font-size:11px;fill:currentColor}
 .grid{stroke:#8885}.line{fill:none;stroke:light-dark(#0b62c4,#6af);stroke-width:1.5}.fault{stroke:light-dark(#b3261e,#f88);stroke-dasharray:2 3}
 @media print{body{margin:0}}`;
 
@@ -37,7 +37,8 @@ export function stressPage(report: StressReport): string {
       `${points.listed} points listed, ${points.exact} exact, ${points.fuzzy} fuzzy; ${formatDuration(report.elapsedMs)}.</p>`,
     `<p>Vault: ${escaped(report.vault)}. Again: <code>${escaped(report.command)}</code></p>`,
     list([...damage, ...failures]),
-    "<h2>Age of the newest point, furthest disk</h2>",
+    "<p>In the plots a dashed line is a fault; its kind is shown where the pointer rests on it.</p>",
+    "<h2>Age of the newest point of the disk that is furthest behind</h2>",
     plotOf(series("lagMs"), faults, formatDuration),
     "<h2>Written a second</h2>",
     plotOf(rates, faults, (value) => `${formatBytes(value)}/s`),
@@ -45,7 +46,7 @@ export function stressPage(report: StressReport): string {
     plotOf(series("agentRssBytes"), faults, formatBytes),
     "<h2>Faults</h2>",
     tableOf(
-      ["fault", "planned", "fired", "recoveries"],
+      ["fault", "planned", "fired", "recovered after"],
       report.faults.map(({ kind, planned, fired }) => [kind, planned, fired, recoveriesOf(report, kind)]),
     ),
     "<h2>Requests to the store</h2>",
@@ -55,7 +56,7 @@ export function stressPage(report: StressReport): string {
         one.operation,
         formatCount(one.count),
         one.failed,
-        ...[one.p50Ms, one.p99Ms, one.maxMs].map((ms) => `${ms.toFixed(1)} ms`),
+        ...[one.p50Ms, one.p99Ms, one.maxMs].map(latencyText),
         formatBytes(one.sentBytes),
         formatBytes(one.receivedBytes),
       ]),
@@ -101,7 +102,10 @@ function plotOf(
     `<text x="${plot.width}" y="${textY}" text-anchor="end">${formatDuration(endMs)}</text>`;
   const label = `over ${formatDuration(endMs)}, at most ${format(top)}`;
   const parts = [...grid, ...marks, line, times].join("");
-  return `<svg viewBox="0 0 ${plot.width} ${plot.height}" role="img" aria-label="${label}">${parts}</svg>`;
+  return (
+    `<div class="wide" tabindex="0"><svg viewBox="0 0 ${plot.width} ${plot.height}" role="img" ` +
+    `aria-label="${label}">${parts}</svg></div>`
+  );
 }
 
 function recoveriesOf({ recoveries }: StressReport, kind: string): string {

@@ -119,7 +119,7 @@ export function reportText(report: StressReport): string {
     return [kind, String(planned), String(fired), longest];
   });
   const calls = requests.map(({ operation, count, failed, p50Ms, p99Ms, maxMs }) => {
-    return [operation, formatCount(count), formatCount(failed), ...[p50Ms, p99Ms, maxMs].map(milliseconds)];
+    return [operation, formatCount(count), formatCount(failed), ...[p50Ms, p99Ms, maxMs].map(latencyText)];
   });
   return [
     ...facts,
@@ -153,7 +153,7 @@ export function storeText({ sound, guarantees, load, faults, elapsedMs, vault }:
     ...calls.map((call) => `    ${call}`),
   ]);
   const calls = load.map(({ operation, count, p50Ms, p99Ms, maxMs }) => {
-    return [operation, formatCount(count), ...[p50Ms, p99Ms, maxMs].map(milliseconds)];
+    return [operation, formatCount(count), ...[p50Ms, p99Ms, maxMs].map(latencyText)];
   });
   return [
     table(["GUARANTEE", "CHECKS", ""], rows, "lrl"),
@@ -168,10 +168,10 @@ export function storeText({ sound, guarantees, load, faults, elapsedMs, vault }:
 
 function percentilesText({ count, p50Ms, p99Ms, maxMs }: Percentiles): string {
   if (count === 0) return "-";
-  const text = (ms: number): string => (ms < 1_000 ? milliseconds(ms) : formatDuration(ms));
-  return `p50 ${text(p50Ms)}, p99 ${text(p99Ms)}, max ${text(maxMs)}`;
+  return `p50 ${latencyText(p50Ms)}, p99 ${latencyText(p99Ms)}, max ${latencyText(maxMs)}`;
 }
 
-function milliseconds(ms: number): string {
-  return `${ms.toFixed(ms < 9.95 ? 1 : 0)} ms`;
+/** `4.1 ms`, `49 ms`, `11.0 s` */
+export function latencyText(ms: number): string {
+  return ms < 1_000 ? `${ms.toFixed(ms < 9.95 ? 1 : 0)} ms` : formatDuration(ms);
 }

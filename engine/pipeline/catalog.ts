@@ -481,7 +481,7 @@ export async function loadCatalog(
     onDamage: (error) =>
       options.onNotice({
         code: "SEGMENT_DAMAGED",
-        message: `${error.message}; its chunks are not referred to any more`,
+        message: `${error.message}; new points do not refer to its chunks`,
       }),
   });
 }

@@ -350,7 +350,7 @@ export function chunkDamaged(
     "DAMAGED",
     `point ${point} of disk ${JSON.stringify(disk)} is damaged at bytes ${String(offset)} to ${String(offset + length)} (in ${segment})`,
     {
-      remedy: "run `tidemark verify` to see what is concerned; other points may hold the range intact",
+      remedy: `heal it with \`tidemark verify --disk ${disk} --source IMAGE --heal\`, or take another point`,
       detail: { disk, point, offset, length, object: segment },
       cause,
     },

@@ -25,7 +25,7 @@ import type { FingerprintSeed } from "../pipeline/wasm-kernels.ts";
 import { type OperationOptions, paced } from "../progress.ts";
 import { fromHex } from "../store/format/checksum.ts";
 import type { ManifestDocument, PointRecord } from "../store/format/documents.ts";
-import { disksPrefix, encodeDiskName, vaultName } from "../store/format/names.ts";
+import { disksPrefix, encodeDiskName, headName, vaultName } from "../store/format/names.ts";
 import { PointMap } from "../store/map/point-map.ts";
 import type { Store } from "../store/store.ts";
 import type { ChangeSource, Consistency, Volume } from "../volume.ts";
@@ -109,6 +109,7 @@ export function isMapDamage(error: unknown, disk: string): error is TidemarkErro
   return (
     hasCode(error, "DAMAGED") &&
     typeof object === "string" &&
+    object !== headName(disk) &&
     object.startsWith(`${disksPrefix}${encodeDiskName(disk)}/`)
   );
 }

@@ -93,6 +93,9 @@ describe("vault repair", () => {
       code: 3,
       last: { remedy: expect.stringContaining("vault repair") as string },
     });
+    // A cycle without its head is not begun again, so no note says that it is.
+    const cycle = await place.json("replicate", "a.img", "--disk", "a");
+    expect(cycle).toMatchObject({ code: 3, lines: [{ type: "error", code: "DAMAGED" }] });
     const done = await place.json("vault", "repair");
     expect(done.lines).toMatchObject([
       { type: "repaired", disk: "a", object: "disks/a/head", kind: "head" },

@@ -2,29 +2,49 @@
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it, onTestFinished } from "vitest";
-import { describeDamage } from "../../cli/commands/verify.ts";
+import { printDamage } from "../../cli/commands/verify.ts";
 import { errorReport, errorStacks, withoutSecrets } from "../../cli/errors.ts";
 import { progressText } from "../../cli/progress-line.ts";
 import { formatBytes, formatDuration, formatRate, formatRatio, parseBytes } from "../../cli/quantities.ts";
 import { outputFlags, sinkOptions, vaultSecrets } from "../../cli/settings.ts";
 import { cut, displayWidth, printable, table } from "../../cli/text.ts";
+import type { Damage } from "../../engine/index.ts";
 import { testKeyPair } from "../encrypted.ts";
 import { createFolder, removeFolder } from "../temporary-folder.ts";
 
 const mebibyte = 1024 * 1024;
 
 describe("damage", () => {
+  const found = {
+    sequence: null,
+    point: null,
+    extent: null,
+    object: "copy/vault.json",
+    code: "DAMAGED",
+    healed: false,
+  } as const;
+  const linesOf = (damaged: readonly Damage[]): readonly (string | undefined)[] => {
+    const lines: (string | undefined)[] = [];
+    printDamage({ item: (_type, _fields, text) => void lines.push(text) }, damaged);
+    return lines;
+  };
+
   it("is said to be of the vault where it is of no disk", () => {
-    const found = {
-      sequence: null,
-      point: null,
-      extent: null,
-      object: "copy/vault.json",
-      code: "DAMAGED",
-      healed: false,
-    } as const;
-    const lines = ["web", ""].map((disk) => describeDamage({ ...found, disk, message: "is damaged" }));
+    const lines = linesOf(["web", ""].map((disk) => ({ ...found, disk, message: "is damaged" })));
     expect(lines).toEqual(["damage: disk web: is damaged (DAMAGED)", "damage: vault: is damaged (DAMAGED)"]);
+  });
+
+  it("of many chunks of a segment is one line for each point, and one object each for programs", () => {
+    const chunk = (sequence: number, offset: number): Damage => {
+      const message = `byte ${offset} cannot be read back`;
+      return { ...found, disk: "web", sequence, extent: { offset, length: 10 }, object: "segments/web/1", message };
+    };
+    expect(linesOf([chunk(2, 0), chunk(2, 10), chunk(1, 0), chunk(2, 20)])).toEqual([
+      "damage: disk web, point 2: byte 0 cannot be read back (DAMAGED); 2 more places up to byte 30",
+      undefined,
+      "damage: disk web, point 1: byte 0 cannot be read back (DAMAGED)",
+      undefined,
+    ]);
   });
 });
 

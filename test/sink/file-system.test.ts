@@ -1,10 +1,10 @@
 import { type FileHandle, open } from "node:fs/promises";
-import { constants } from "node:os";
+import { constants, tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { type Libc, libc, unsupportedErrnos } from "../../engine/disk/source/libc.ts";
 import { TidemarkError } from "../../engine/errors.ts";
-import { absentAs, clearFully, folderError, translated } from "../../sink/file-system.ts";
+import { absentAs, clearFully, folderError, SpaceReserve, translated } from "../../sink/file-system.ts";
 import { createFolder, removeFolder } from "../temporary-folder.ts";
 import { expectCode } from "./expectations.ts";
 
@@ -23,28 +23,47 @@ describe("errors of the file system", () => {
     ["EIO", "STORE_REFUSED"],
   ] as const)("%s means %s, and says what to do", (systemCode, code) => {
     const cause = systemError(systemCode);
-    const error = translated(cause, "disks/d/head", "STORE_REFUSED");
+    const error = translated(cause, "disks/d/head", "STORE_REFUSED", "/srv/v");
     expect(error).toMatchObject({ code, cause });
     expect((error as TidemarkError).remedy).toBeDefined();
     expect((error as TidemarkError).message).toContain("disks/d/head");
   });
 
+  test("a refusal names the vault's folder, whose owner the remedy shows", () => {
+    const refused = (subject: string): unknown => translated(systemError("EACCES"), subject, "STORE_REFUSED", "/srv/v");
+    const remedy = expect.stringContaining("`ls -ld /srv/v`") as string;
+    const fact = "the file system refuses access to";
+    expect(refused("vault.json")).toMatchObject({ message: `${fact} vault.json in /srv/v (EACCES)`, remedy });
+    expect(refused("/srv/v")).toMatchObject({ message: `${fact} /srv/v (EACCES)`, remedy });
+  });
+
+  test("a full one tells what is free, what is to be written and what stays reserved", async () => {
+    const reserve = new SpaceReserve(tmpdir());
+    const write = reserve.keptBy(2 ** 50, async () => await Promise.reject(new Error("it was written")));
+    await expect(write).rejects.toMatchObject({
+      code: "NO_SPACE",
+      message: expect.stringMatching(
+        / is full: \d+\.\d MiB are free, 1073741824\.0 MiB are to be written, and \d+\.\d MiB stay reserved$/,
+      ) as string,
+    });
+  });
+
   test.each(["EMFILE", "ENFILE"])("%s is no fault of the folder: the remedy is a higher limit", (systemCode) => {
     const cause = systemError(systemCode);
-    for (const error of [translated(cause, "x", "STORE_REFUSED"), folderError(cause, "x")])
+    for (const error of [translated(cause, "x", "STORE_REFUSED", "/srv/v"), folderError(cause, "x")])
       expect((error as TidemarkError).remedy).toContain("`ulimit -n 4096`");
   });
 
   test("an input/output error amid a write leaves its outcome unknown, a full disk does not", () => {
-    expect(translated(systemError("EIO"), "x", "OUTCOME_UNKNOWN")).toMatchObject({ code: "OUTCOME_UNKNOWN" });
-    expect(translated(systemError("ENOSPC"), "x", "OUTCOME_UNKNOWN")).toMatchObject({ code: "NO_SPACE" });
+    expect(translated(systemError("EIO"), "x", "OUTCOME_UNKNOWN", "/srv/v")).toMatchObject({ code: "OUTCOME_UNKNOWN" });
+    expect(translated(systemError("ENOSPC"), "x", "OUTCOME_UNKNOWN", "/srv/v")).toMatchObject({ code: "NO_SPACE" });
   });
 
   test("what is no error of the file system passes as it is", () => {
     const typed = new TidemarkError("LEASE_HELD", "held");
     const bug = new TypeError("a bug");
-    expect(translated(typed, "x", "STORE_REFUSED")).toBe(typed);
-    expect(translated(bug, "x", "STORE_REFUSED")).toBe(bug);
+    expect(translated(typed, "x", "STORE_REFUSED", "/srv/v")).toBe(typed);
+    expect(translated(bug, "x", "STORE_REFUSED", "/srv/v")).toBe(bug);
   });
 
   test("only a path that names nothing is absent", async () => {
@@ -117,7 +136,7 @@ describe("a range of a file that is cleared", () => {
       (reason: unknown) => reason,
     );
     expect(error).toMatchObject({ code: "EIO" });
-    expect(translated(error, "p", "STORE_REFUSED")).toMatchObject({ code: "STORE_REFUSED" });
+    expect(translated(error, "p", "STORE_REFUSED", "/srv/v")).toMatchObject({ code: "STORE_REFUSED" });
     await expectClear(0, 0);
   });
 

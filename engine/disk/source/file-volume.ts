@@ -50,7 +50,7 @@ type StillnessMark = string;
  * An image file or block device as a volume. Whether it was still while it was read is judged from
  * outside: by the times of a file, by the kernel's counters of a device. In doubt a point is `fuzzy`.
  */
-export class FileVolume implements Volume {
+export class FileVolume implements Volume, AsyncDisposable {
   readonly description: string;
   readonly #file: PositionalFile;
   readonly #kind: "file" | "device";
@@ -182,6 +182,10 @@ export class FileVolume implements Volume {
 
   close(): Promise<void> {
     return this.#file.close();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
   }
 
   /** Empties a device's page cache of what may be older than the device. */

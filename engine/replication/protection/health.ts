@@ -127,12 +127,12 @@ const severity: Readonly<Record<HealthLevel, number>> = { Normal: 0, Warning: 1,
 type Rule = (measures: HealthMeasures, policy: HealthPolicy) => Finding | undefined;
 
 const rules: readonly Rule[] = [
-  function failed({ state, failure, disk }) {
+  function failed({ state, failure }) {
     if (state !== "failed") return undefined;
     return {
       level: "Critical",
       code: "PROTECTION_FAILED",
-      cause: `${disk} is not protected: ${failure?.message ?? "its protection has ended"}`,
+      cause: `the disk is not protected: ${failure?.message ?? "its protection has ended"}`,
       remedy: failure?.remedy ?? "mend what the message names; the disk is then protected again",
     };
   },
@@ -300,13 +300,9 @@ const rules: readonly Rule[] = [
 
   function paused({ pausedMs, disk }) {
     if (pausedMs === null) return undefined;
-    const cause = `${disk} has been paused for ${minutes(pausedMs)}; changes are tracked, but no point is made`;
-    return {
-      level: "Warning",
-      code: "PAUSED",
-      cause,
-      remedy: `resume it: \`tidemark agent resume --disk ${shellWord(disk)}\``,
-    };
+    const cause = `the disk has been paused for ${minutes(pausedMs)}; changes are tracked, but no point is made`;
+    const remedy = `resume it: \`tidemark agent resume --disk ${shellWord(disk)}\``;
+    return { level: "Warning", code: "PAUSED", cause, remedy };
   },
 ];
 

@@ -33,7 +33,7 @@ export interface Damage {
 export type DamageCause =
   /** An object cannot be read; `what`: the message of the error that said so. */
   | { readonly kind: "object"; readonly what: string }
-  /** A chunk is not what its digest says; `what`: why. */
+  /** A chunk is not what its digest says; `what`: why, with the name of its segment. */
   | { readonly kind: "chunk"; readonly what: string }
   /** The point's bytes are not the source's. */
   | { readonly kind: "difference" }
@@ -77,7 +77,7 @@ function factOf({ cause, extent, object }: DamageFinding): string {
     case "object":
       return cause.what;
     case "chunk":
-      return `${where} cannot be read back: ${object}: ${cause.what}`;
+      return `${where} cannot be read back: ${cause.what}`;
     case "difference":
       return `${where} of ${object} differ from the point`;
     case "size":

@@ -373,7 +373,7 @@ class PointNotes {
     const start = pieces.starts[piece] ?? 0;
     const extent = { offset: start * granuleBytes, length: (pieces.lengths[piece] ?? 0) * granuleBytes };
     const bytes = `${String(storedLength(mapped.storedWord))} bytes from ${String(mapped.offset)} on`;
-    const what = failure instanceof TidemarkError ? failure.message : `its ${bytes} ${fact}`;
+    const what = failure instanceof TidemarkError ? failure.message : `${mapped.segment}: its ${bytes} ${fact}`;
     const code = hasCode(failure, "OBJECT_NOT_FOUND") ? "OBJECT_NOT_FOUND" : "DAMAGED";
     const { disk } = this.#place;
     const places = [{ disk, granule: start - (pieces.chunkOffsets[piece] ?? 0) }];

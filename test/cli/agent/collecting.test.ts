@@ -76,14 +76,17 @@ test("what a collection notices is told as of the vault", async () => {
   await rig.collecting.stop();
 });
 
-test("what is stored is known from the start, each hour anew, and after a collection", async () => {
+test("what is stored is known from the start, after each point, each hour anew, and after a collection", async () => {
   const rig = new Rig(undefined);
+  rig.collecting.noteStored(1); // the measurement that comes counts it
   expect(rig.collecting.storedBytes).toBeNull();
   await rig.clock.advance(0);
   expect(rig.collecting.storedBytes).toBe(7);
+  rig.collecting.noteStored(4);
+  expect(rig.collecting.storedBytes).toBe(11);
   rig.segmentBytes = new TidemarkError("STORE_UNREACHABLE", "no answer");
   await rig.hours(1);
-  expect(rig.collecting.storedBytes).toBe(7);
+  expect(rig.collecting.storedBytes).toBe(11);
   rig.segmentBytes = 9;
   await rig.hours(1);
   expect(rig.collecting.storedBytes).toBe(9);

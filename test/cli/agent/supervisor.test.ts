@@ -192,6 +192,19 @@ describe("pause", () => {
     expect(await supervisor.resume({ disk: "db" })).toEqual(["db"]);
     expect(rig.engine.protection("db").calls).toEqual(["pause", "resume"]);
   });
+
+  it("refuses a request for a point, alone and in a group, which would wait for the end of the pause", async () => {
+    const rig = new Rig();
+    const supervisor = await rig.start(two.replaceAll("policy: gold,", "policy: gold, group: shop,"));
+    const options = { applicationConsistent: false, signal: rig.signal };
+    supervisor.pause({ disk: "web" });
+    const remedy = "resume it first: `tidemark agent resume --disk web`";
+    for (const target of [{ disk: "web" }, { group: "shop" }])
+      await expect(supervisor.point(target, options)).rejects.toMatchObject({ code: "INVALID_ARGUMENT", remedy });
+    expect(rig.engine.protection("db").calls).toEqual([]);
+    await supervisor.resume({});
+    expect(await supervisor.point({ disk: "web" }, options)).toHaveLength(1);
+  });
 });
 
 describe("a stop of one disk", () => {

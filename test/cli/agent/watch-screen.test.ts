@@ -1,3 +1,4 @@
+import { stripVTControlCharacters } from "node:util";
 import { describe, expect, it } from "vitest";
 import type { AgentStatus } from "../../../cli/agent/supervisor.ts";
 import { WatchScreen } from "../../../cli/agent/watch-screen.ts";
@@ -87,6 +88,23 @@ describe("the screen", () => {
     }
     expect(shown(screen).current).toBe("d40");
     expect(screen.text(canvas)).toContain("d40: Critical: d40 is full (NO_SPACE)\n  make room");
+  });
+
+  it("has no line that is wider than the terminal, and breaks what is too long", () => {
+    const name = "d".repeat(80);
+    const coloured = { ...canvas, paint: (_: string, text: string) => `\u001b[31m${text}\u001b[39m` };
+    for (const health of ["Normal", "Critical"] as const) {
+      const screen = screenOf([{ ...diskOf(name, { health }), image: `/${"i".repeat(90)}` }]);
+      for (const act of [() => undefined, () => screen.key("p"), () => screen.lose(`${name} does not answer`)]) {
+        act();
+        const lines = screen.text(coloured).split("\n");
+        expect(lines.length).toBeLessThan(canvas.rows);
+        for (const line of lines) expect(stripVTControlCharacters(line).length).toBeLessThanOrEqual(80);
+      }
+    }
+    const asked = screenOf([diskOf(name, {})]);
+    asked.key("p");
+    expect(asked.text(canvas).replaceAll("\n", "")).toContain(`${name}? y, or any other key for no`);
   });
 
   it("keeps its cursor on a disk whatever the order", () => {

@@ -155,6 +155,16 @@ test("stored is the disk once and what changed between the points that are kept"
   expect(three?.cost?.requests).toBeCloseTo(((three?.writeRequests ?? 0) + 43_200) / 10_000, 5);
 });
 
+test("a cycle in which a disk did not change makes no point and no request", async () => {
+  const retentions = [parsePolicy("days:1")];
+  const idle = await planCapacity(loadOf(240, growing([])), { ...question, retentions }, never);
+  expect(idle.storage[0]).toMatchObject({ points: 1, readRequests: 0, writeRequests: (20 * gib) / (4 * mib) });
+  // Every second cycle of ten slots, on one of two disks.
+  const bytes = Array.from({ length: 240 }, (_, slot) => (Math.floor(slot / 10) % 2) * mib);
+  const half = await planCapacity(loadOf(240, growing(bytes), growing([])), { ...question, retentions }, never);
+  expect(half.storage[0]?.readRequests).toBe((8_640 * 10) / 2);
+});
+
 test("changes between points farther apart than the profile is long follow its trend, up to the whole disk", async () => {
   const retentions = [parsePolicy("keep:last=1,daily=30")];
   const { storage } = await planCapacity(steady, { ...question, retentions }, never);

@@ -16,6 +16,7 @@ import {
 } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test, vi } from "vitest";
+import { operationOf } from "../../../cli/stress/measures.ts";
 import type { StressReport } from "../../../cli/stress/report.ts";
 import { faultKinds, scheduleOf } from "../../../cli/stress/schedule.ts";
 import { MountedSpace } from "../../../cli/stress/space.ts";
@@ -106,6 +107,17 @@ test("the small file system of a run that ends at once is unmounted", async (con
   for (const handler of atExit) process.off("exit", handler);
 });
 
+test("requests are counted under the names of Azure's operations", () => {
+  const named = [
+    ["GET", "/a/c/b?comp=pagelist", "Get Page Ranges"],
+    ["PUT", "/a/c?restype=container", "Create Container"],
+    ["GET", "/a/c?restype=container", "Get Container Properties"],
+    ["GET", "/a/c?restype=container&comp=list", "List Blobs"],
+    ["GET", "/a/c/b", "Get Blob"],
+  ] as const;
+  for (const [method, url, name] of named) expect(operationOf({ method, url, headers: {} })).toBe(name);
+});
+
 test("the options of `stress store` are its own, wherever `stress` has some of that name", async () => {
   const { code, stderr } = await new Place().run(["stress", "store", "--vault", "nowhere", "--seconds", "1"]);
   expect([code, stderr]).toEqual([2, expect.stringContaining("nowhere")]);
@@ -134,7 +146,7 @@ test(`a run of ${words.join(" ")} loses nothing, recovers from every fault, and 
   const page = readFileSync(place.path("page.html"), "utf8");
   expect(page).toContain("tidemark stress: sound");
   // A wide table scrolls in itself, also with the keyboard.
-  expect(page).toMatch(/<main>[^]*class="wide" tabindex="0"><table>/);
+  expect(page).toMatch(/<main>[^]*class="wide" tabindex="0"><svg [^]*class="wide" tabindex="0"><table>/);
   expect(readdirSync(place.folder).filter((name) => name !== "vault")).toEqual(["page.html"]);
 });
 

@@ -83,11 +83,13 @@ export function openDetails(disk: string, model: Model, { mayAct, span, onClose 
       setText(words, inWords(points));
       timeline.setAttribute("aria-label", inWords(points));
     }
-    const values = [age(status.lag.committedMs), rate(status.churnBytesPerSecond), rate(status.uploadBytesPerSecond)];
+    const values = [status.lag.committedMs, status.churnBytesPerSecond, status.uploadBytesPerSecond] as const;
     for (const [index, { value, peak, plot }] of charts.entries()) {
       const column = index as 0 | 1 | 2;
-      setText(value, values[index] ?? "");
-      const most = peakOf(samples, column);
+      const now = values[column];
+      setText(value, column === 0 ? age(now) : rate(now ?? 0));
+      // The samples end some seconds ago.
+      const most = Math.max(peakOf(samples, column), now ?? 0);
       setText(peak, `at most ${column === 0 ? age(most) : rate(most)}`);
       drawSeries(plot, samples, column, slots);
     }
@@ -209,7 +211,7 @@ function factsOf(status: DiskStatus): readonly (readonly [string, string])[] {
     ["Captured, shipped", `${age(lag.capturedMs)}, ${age(lag.shippedMs)}`],
     ["Backlog", formatBytes(status.backlogBytes)],
     ["Old content kept", formatBytes(status.preservedBytes)],
-    ["Barrier", `${age(barrier.lastMs)}, at most ${age(barrier.maxMs)}`],
+    ["Barrier", `${barrier.lastMs.toFixed(1)} ms, at most ${barrier.maxMs.toFixed(1)} ms`],
     ["Points", status.points === null ? "–" : formatCount(status.points)],
     [
       "Last prune",

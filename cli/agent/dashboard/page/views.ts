@@ -315,7 +315,7 @@ export class EventsView {
   }
 }
 
-/** `3 disks for 4 h`. */
+/** `3 disks · /etc/tidemark/agent.yaml · 0.1.0, up 4 h`. */
 export function agentWords({ disks, version, state, uptimeMs, config }: AgentStatus): string {
   const isStopping = state === "stopping" ? ", stopping" : "";
   return `${formatCount(disks.length)} ${disks.length === 1 ? "disk" : "disks"} · ${config} · ${version}, up ${age(uptimeMs)}${isStopping}`;

@@ -112,6 +112,21 @@ describe("the page in a browser", () => {
     expect(rig.faults).toEqual([]);
   });
 
+  it("names its figures where it has no headings, and tells no peak below what is now", async (context) => {
+    const rig = new PageRig();
+    await rig.serve(context, 1);
+    const lag = { capturedMs: 0, shippedMs: 0, committedMs: 90_000 };
+    rig.tell("disk-1", { lag, churnBytesPerSecond: 5 * 2 ** 20, barrier: { lastMs: 0.3, maxMs: 2.24 } });
+    const page = await rig.open({ width: 360, bypassCSP: true });
+    const names =
+      '[...document.querySelectorAll(".value")].map((value) => getComputedStyle(value, "::before").content)';
+    expect(await page.evaluate(names)).toEqual(['"Lag "', '"Written "', '"Sent "']);
+    await page.locator("[data-disk=disk-1]").click();
+    await page.getByText("at most 1 min 30 s").waitFor();
+    await page.getByText("at most 5 MiB/s").waitFor();
+    await page.getByText("0.3 ms, at most 2.2 ms").waitFor();
+  });
+
   deepTest("takes the token, and no other", async (context) => {
     const rig = new PageRig();
     await rig.serve(context, 1);

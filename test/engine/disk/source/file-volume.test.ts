@@ -42,6 +42,17 @@ function pattern(length: number): Buffer {
 }
 
 describe("a file as a volume", () => {
+  test("is closed at the end of its scope by `await using`", async () => {
+    await writeFile(image, pattern(4096));
+    let outlived: FileVolume | undefined;
+    {
+      await using volume = await FileVolume.open(image);
+      outlived = volume;
+      await volume.read(0, new Uint8Array(4096));
+    }
+    await expect(outlived.sizeBytes()).rejects.toThrow();
+  });
+
   test.each([0, 1, 511, 4097, 1024 * 1024 + 1])(
     "of %i bytes reads back what it holds, into shared memory",
     async (sizeBytes) => {
