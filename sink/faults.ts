@@ -13,7 +13,10 @@ import { interrupted, TidemarkError } from "../engine/index.ts";
 import { type Answer, SinkDecorator, type SinkRequest } from "../engine/internal.ts";
 
 /** A method of `Sink` that a fault can apply to. */
-export type SinkMethod = SinkRequest | "list";
+export type SinkMethod = Exclude<
+  keyof Sink,
+  "description" | "capabilities" | "clockAheadMs" | typeof Symbol.asyncDispose
+>;
 
 /** How a call fails. */
 export type Fault =
@@ -174,6 +177,7 @@ export class FaultySink extends SinkDecorator {
     await super[Symbol.asyncDispose]();
   }
 
+  /** @internal */
   protected override async send<Method extends SinkRequest>(
     method: Method,
     parameters: readonly [...Parameters<Sink[Method]>],

@@ -170,7 +170,7 @@ export class DiskRunner {
     if (!this.#paused) return;
     const { name } = this.#disk;
     throw new TidemarkError("INVALID_ARGUMENT", `the disk ${name} is paused, so no point of it is taken`, {
-      remedy: `resume it first: \`tidemark agent resume --disk ${name}\``,
+      remedy: `resume it first: \`tidemark agent resume --disk ${shellWord(name)}\``,
     });
   }
 

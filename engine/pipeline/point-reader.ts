@@ -11,6 +11,7 @@
  */
 import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
 import { granuleBytes } from "../limits.ts";
+import { shellWord } from "../shell-word.ts";
 import { damaged } from "../store/format/fields.ts";
 import { storedLength } from "../store/format/frame.ts";
 import type { GranuleRange, Pieces, PointMap } from "../store/map/point-map.ts";
@@ -350,7 +351,7 @@ export function chunkDamaged(
     "DAMAGED",
     `point ${point} of disk ${JSON.stringify(disk)} is damaged at bytes ${String(offset)} to ${String(offset + length)} (in ${segment})`,
     {
-      remedy: `heal it with \`tidemark verify --disk ${disk} --source IMAGE --heal\`, or take another point`,
+      remedy: `heal it with \`tidemark verify --disk ${shellWord(disk)} --source IMAGE --heal\`, or take another point`,
       detail: { disk, point, offset, length, object: segment },
       cause,
     },

@@ -84,7 +84,8 @@ async function helpText(words: readonly string[]): Promise<string> {
     output,
     environment: {},
     signal,
-    answerSignals: () => undefined, allowRest: () => undefined,
+    answerSignals: () => undefined,
+    allowRest: () => undefined,
     exitCode: 0,
     utc: false,
   });

@@ -24,7 +24,15 @@ export function programReference(): CommandReference {
   const output = openOutput({ json: true, debug: false, quiet: false, verbose: false, utc: false }, {});
   const { signal } = new AbortController();
   return describeProgram(
-    createProgram({ output, environment: {}, signal, answerSignals: () => undefined, allowRest: () => undefined, exitCode: 0, utc: false }),
+    createProgram({
+      output,
+      environment: {},
+      signal,
+      answerSignals: () => undefined,
+      allowRest: () => undefined,
+      exitCode: 0,
+      utc: false,
+    }),
   );
 }
 

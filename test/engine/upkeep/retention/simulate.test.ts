@@ -37,7 +37,15 @@ async function said(...words: readonly string[]): Promise<Said> {
     close: () => Promise.resolve(true),
   };
   const { signal } = new AbortController();
-  const context: CommandContext = { output, environment: {}, signal, answerSignals: silent, allowRest: silent, exitCode: 0, utc: true };
+  const context: CommandContext = {
+    output,
+    environment: {},
+    signal,
+    answerSignals: silent,
+    allowRest: silent,
+    exitCode: 0,
+    utc: true,
+  };
   const program = new Command("tidemark").exitOverride().configureOutput({ writeErr: silent });
   await program.addCommand(retentionCommand(context)).parseAsync(["retention", "simulate", ...words], { from: "user" });
   return result;
