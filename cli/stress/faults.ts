@@ -86,13 +86,13 @@ export class FaultRunner {
   async #carryOut({ kind, slotMs }: PlannedFault): Promise<void> {
     const { store, space, agent, onStrike } = this.#parts;
     const tally = this.#tallyOf(kind);
-    onStrike(kind);
+    if (kind !== "regress") onStrike(kind);
     switch (kind) {
       case "kill-store":
         await store.kill(this.#upTo(Math.min(downMsMax, slotMs / 2)));
         break;
       case "regress":
-        await store.regress(this.#upTo(Math.min(regressMsMax, slotMs / 2)));
+        await store.regress(this.#upTo(Math.min(regressMsMax, slotMs / 2)), () => onStrike(kind));
         break;
       case "disk-full":
         await space?.fill(slotMs / 2);

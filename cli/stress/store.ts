@@ -140,9 +140,9 @@ export class StressStore implements AsyncDisposable {
 
   /**
    * Keeps a copy of the store as it would be after a kill at this moment, and puts the store back to
-   * it after `afterMs`.
+   * it after `afterMs`. `onLost`: called when it is going to forget what it has acknowledged since.
    */
-  async regress(afterMs: number): Promise<void> {
+  async regress(afterMs: number, onLost: () => void): Promise<void> {
     const azurite = this.#running();
     const copy = join(this.#options.spaceFolder, "earlier");
     process.kill(azurite.pid, "SIGSTOP");
@@ -152,6 +152,7 @@ export class StressStore implements AsyncDisposable {
       process.kill(azurite.pid, "SIGCONT");
     }
     await delay(afterMs);
+    onLost();
     await this.#whileDead(async () => await copyStore(copy, azurite.dir));
     await rm(copy, { recursive: true });
   }

@@ -16,11 +16,14 @@ import {
 } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test, vi } from "vitest";
+import type { AgentProcess } from "../../../cli/stress/agent-process.ts";
+import { FaultRunner } from "../../../cli/stress/faults.ts";
 import { operationOf } from "../../../cli/stress/measures.ts";
 import type { StressReport } from "../../../cli/stress/report.ts";
 import { faultKinds, scheduleOf } from "../../../cli/stress/schedule.ts";
 import { MountedSpace } from "../../../cli/stress/space.ts";
 import { isOneInstant, StampClock, type StampedWrite, StampLog, sectorBytes } from "../../../cli/stress/stamps.ts";
+import type { StressStore } from "../../../cli/stress/store.ts";
 import { checkStore, openScratch } from "../../../cli/stress/store-check.ts";
 import { type PutCondition, TidemarkError } from "../../../engine/index.ts";
 import { MemorySink, MemoryStore } from "../../../sink/memory.ts";
@@ -65,6 +68,25 @@ test.each([
   expect(code).toBe(2);
   expect(stdout).toContain(remedy);
   expect(readdirSync(place.folder)).toEqual([]);
+});
+
+test("a store that goes back in time is a fault from the moment on in which it forgets", async () => {
+  const events: string[] = [];
+  const regress: StressStore["regress"] = (_afterMs, onLost) => {
+    events.push("copied");
+    onLost();
+    events.push("back");
+    return Promise.resolve();
+  };
+  const faults = new FaultRunner({
+    store: { regress } as unknown as StressStore,
+    space: undefined,
+    agent: {} as AgentProcess,
+    random: () => 0,
+    onStrike: (kind) => events.push(kind),
+  });
+  await faults.run([{ kind: "regress", atMs: 0, slotMs: 10 }], performance.now(), new AbortController().signal);
+  expect(events).toEqual(["copied", "regress", "back"]);
 });
 
 deepTest("a run that is killed leaves no process", { timeout: runMsMax }, async (context) => {
