@@ -1,6 +1,6 @@
 /**
  * The usual report of a test run, followed by the day of a deep run's samples and by one last line
- * that any runner can read: `N passed, N failed`, and `, N skipped` where there are some. Whatever
+ * that any runner can read: `N passed, N failed`, and `, N skipped` where there are some. Everything that
  * makes the run fail counts as a failure, also a file that cannot be loaded and an error outside
  * every test.
  */

@@ -16,7 +16,7 @@ export interface Fault {
 }
 
 interface Question<Asked> {
-  /** From 1; 0: nobody waits for the answer. */
+  /** From 1; 0: no answer is awaited. */
   readonly number: number;
   readonly asked: Asked;
 }
