@@ -202,7 +202,7 @@ describe("the script", () => {
       const place = new Installed();
       const lines = await place.script("failover.sh");
       expect(lines.join("\n")).toMatch(
-        /TestFailoverCompleted[^]*exit code 0: day 1[^]*: None[^]*CommitFailoverCompleted[^]*: Protected[^]*3 points/,
+        /TestFailoverCompleted[^]*exit code 0\n +day 1[^]*: None[^]*CommitFailoverCompleted[^]*: Protected[^]*3 points/,
       );
       expect(readFileSync(place.path("moved.img")).subarray(0, 5).toString()).toBe("day 2");
       expect(readdirSync(place.folder).filter((name) => /drill|tidemark-/.test(name))).toEqual([]);
