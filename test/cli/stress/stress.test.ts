@@ -81,7 +81,7 @@ test("a store that goes back in time is a fault from the moment on in which it f
   const faults = new FaultRunner({
     store: { regress } as unknown as StressStore,
     space: undefined,
-    agent: {} as AgentProcess,
+    agent: {} as unknown as AgentProcess,
     random: () => 0,
     onStrike: (kind) => events.push(kind),
   });
