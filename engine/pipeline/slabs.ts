@@ -119,14 +119,14 @@ function slabStride(geometry: SlabGeometry): number {
 export const scanGeometry: SlabGeometry = { slabCount: 8, slabBytes: 4 * 1024 * 1024 };
 
 /**
- * Slabs for fetching: 4 ranges of up to 9 MiB, two frames of a segment, and 24 MiB each for what they
+ * Slabs for fetching: 3 ranges of up to 9 MiB, two frames of a segment, and 20 MiB each for what they
  * decompress to, make 132 MiB. Memory that is never touched costs nothing. Azurite reads a range of
  * up to 4 MiB twice, to checksum it: the same bytes in longer ranges cost it a third.
  */
 export const fetchGeometry: SlabGeometry = {
-  slabCount: 4,
+  slabCount: 3,
   slabBytes: 9 * 1024 * 1024,
-  outBytes: 24 * 1024 * 1024,
+  outBytes: 20 * 1024 * 1024,
 };
 
 export function allocateSlabs(geometry: SlabGeometry): SharedSlabs {
