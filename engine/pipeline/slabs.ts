@@ -120,7 +120,7 @@ export const scanGeometry: SlabGeometry = { slabCount: 8, slabBytes: 4 * 1024 * 
 
 /**
  * Slabs for fetching: 3 ranges of up to 9 MiB, two frames of a segment, and 20 MiB each for what they
- * decompress to, make 132 MiB. Memory that is never touched costs nothing. Azurite reads a range of
+ * decompress to, make 87 MiB. Memory that is never touched costs nothing. Azurite reads a range of
  * up to 4 MiB twice, to checksum it: the same bytes in longer ranges cost it a third.
  */
 export const fetchGeometry: SlabGeometry = {
