@@ -2,6 +2,7 @@
 import { describe, expect, it } from "vitest";
 import { openOutput } from "../../cli/output.ts";
 import { createProgram } from "../../cli/program.ts";
+import { idleContext } from "./idle-context.ts";
 import { Place, parseLines } from "./tidemark.ts";
 
 const wrong: readonly (readonly [fact: string, words: readonly string[], told: RegExp])[] = [
@@ -79,16 +80,7 @@ const output = openOutput({ json: true, debug: false, quiet: false, verbose: fal
 async function helpText(words: readonly string[]): Promise<string> {
   let text = "";
   output.help = (part) => (text += part);
-  const { signal } = new AbortController();
-  const program = createProgram({
-    output,
-    environment: {},
-    signal,
-    answerSignals: () => undefined,
-    allowRest: () => undefined,
-    exitCode: 0,
-    utc: false,
-  });
+  const program = createProgram(idleContext(output));
   await expect(program.parseAsync([...words, "--help"], { from: "user" })).rejects.toMatchObject({ exitCode: 0 });
   return text;
 }

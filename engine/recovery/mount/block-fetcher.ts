@@ -11,8 +11,8 @@
  * they lie there, without a copy. The slab is held until they are kept, which bounds what waits.
  *
  * A writer puts neighbouring data of a disk into several segments in turn, a frame of 4 MiB at a
- * time. So a job that is fetched ahead looks far behind its end for blocks that lie behind its own in
- * a segment: they make ranges as long as a slab, which cost a store less than short ones.
+ * time. So a job that is fetched ahead is long: then neighbours in a segment make ranges as long as
+ * a slab, which cost a store less than short ones.
  *
  * Damage fails the reads of damaged granules only. When a job for many blocks meets a map that it
  * cannot read, each awaited block is tried by itself. What is damaged or could not be fetched is
@@ -41,15 +41,13 @@ import type { MountedMap } from "./mounted-map.ts";
 import type { PendingRead } from "./pending-read.ts";
 import { type QueuedRange, RangeQueue } from "./range-queue.ts";
 
-/** Most bytes of a job for waiting reads. */
-const waitedJobBytesMax: number = 12 * 1024 * 1024;
-/** Most bytes of a job that is fetched ahead: about a frame of each of a writer's lanes, at a compression of one half. */
-const aheadJobBytesMax: number = 40 * 1024 * 1024;
-/** How far behind its end such a job looks for neighbours in the segments that make its ranges longer. */
-const neighbourBytesMax: number = 160 * 1024 * 1024;
-/** With them, a job may have so many times its blocks, and this share of all that are fetched ahead. */
-const neighbourFactor = 2;
-const aheadJobShare: number = 5 / 8;
+/**
+ * Most bytes of a job that is fetched ahead: about two frames of each of a writer's lanes, at a
+ * compression of one half.
+ */
+const aheadJobBytesMax: number = 64 * 1024 * 1024;
+/** The share of that which is only fetched where it makes ranges longer. */
+const aheadMoreShare: number = 3 / 8;
 
 /**
  * With a keeper a waiting read brings what is absent of the aligned range of this size around it, and
@@ -82,8 +80,12 @@ export class BlockFetcher {
   /** Jobs for waiting reads, and the blocks of each. */
   readonly #jobsMax: number;
   readonly #jobBlocksMax: number;
-  /** Blocks of a job that is begun by `ahead`, without neighbours, and blocks of all such jobs. */
+  /**
+   * Blocks of a job that is begun by `ahead`, those that it may take along, and blocks of all such
+   * jobs.
+   */
   readonly #aheadCoreMax: number;
+  readonly #aheadMoreMax: number;
   readonly #aheadBlocksMax: number;
   readonly #ranges: RangeQueue;
   readonly #wanted = new Map<number, WantedBlock>();
@@ -95,6 +97,7 @@ export class BlockFetcher {
 
   constructor(options: BlockFetcherOptions) {
     const { store, workerPool, cache, signal } = options;
+    const { geometry } = workerPool.fetches.shared;
     this.#options = options;
     this.#reader = new PointReader({ store, workerPool, signal });
     this.#blockBytes = cache.blockBytes;
@@ -102,11 +105,12 @@ export class BlockFetcher {
     this.#jobsMax = workerPool.fetches.slabCount;
     this.#ranges = new RangeQueue(workerPool.fetches.slabCount);
     // Everything under way together leaves a sixth of the cache to blocks that are kept.
-    const waitedBytesMax = Math.min(waitedJobBytesMax, cache.capacityBytes / (3 * this.#jobsMax));
+    const waitedBytesMax = Math.min(geometry.outBytes ?? geometry.slabBytes, cache.capacityBytes / (3 * this.#jobsMax));
     this.#jobBlocksMax = Math.max(1, Math.floor(waitedBytesMax / cache.blockBytes));
     this.#aheadBlocksMax = Math.floor(cache.capacityBytes / 2 / cache.blockBytes);
-    const aheadBlocksShare = Math.floor((this.#aheadBlocksMax * aheadJobShare) / neighbourFactor);
-    this.#aheadCoreMax = Math.min(Math.floor(aheadJobBytesMax / cache.blockBytes), aheadBlocksShare);
+    const aheadJobMax = Math.min(Math.floor(aheadJobBytesMax / cache.blockBytes), Math.floor(this.#aheadBlocksMax / 2));
+    this.#aheadMoreMax = Math.floor(aheadJobMax * aheadMoreShare);
+    this.#aheadCoreMax = aheadJobMax - this.#aheadMoreMax;
   }
 
   /** Bytes read from the store. */
@@ -187,13 +191,10 @@ export class BlockFetcher {
     let first = from;
     while (first < end && this.#isTaken(first)) first += 1;
     const coreEnd = Math.min(end, first + this.#aheadCoreMax);
-    const core = coreEnd - first;
-    const blocks = neighbourFactor * core;
-    if (first === end || this.#aheadBlocks + blocks > this.#aheadBlocksMax) return first;
-    // A job is short because clients wait, or because little of a cache is there.
-    const isShort = core * this.#blockBytes < aheadJobBytesMax;
-    const more = isShort ? core : Math.floor(neighbourBytesMax / this.#blockBytes);
+    const more = Math.min(this.#aheadMoreMax, coreEnd - first);
     const jobEnd = Math.min(coreEnd + more, Math.ceil(this.#options.map.volumeBytes / this.#blockBytes));
+    const blocks = jobEnd - first;
+    if (first === end || this.#aheadBlocks + blocks > this.#aheadBlocksMax) return first;
     const job = newJob(first, coreEnd, jobEnd);
     for (let block = first; block < coreEnd; block += 1) if (!this.#isTaken(block)) this.#claim(job, block);
     this.#reserve(job, blocks);

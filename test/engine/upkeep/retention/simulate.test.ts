@@ -1,12 +1,12 @@
 /** `retention simulate`: what is left of points made at regular times, and how it is drawn. */
 import { Command } from "commander";
 import { describe, expect, test } from "vitest";
-import type { CommandContext } from "../../../../cli/commands/context.ts";
 import { retentionCommand } from "../../../../cli/commands/retention.ts";
 import type { Output } from "../../../../cli/output.ts";
 import { kept, type RetentionPoint } from "../../../../engine/upkeep/retention/decide.ts";
 import { parsePolicy } from "../../../../engine/upkeep/retention/policy.ts";
 import { simulateRetention } from "../../../../engine/upkeep/retention/simulate.ts";
+import { idleContext } from "../../../cli/idle-context.ts";
 import { day, hour, minute, noon, pointAt } from "./timelines.ts";
 
 interface Said {
@@ -36,18 +36,10 @@ async function said(...words: readonly string[]): Promise<Said> {
     },
     close: () => Promise.resolve(true),
   };
-  const { signal } = new AbortController();
-  const context: CommandContext = {
-    output,
-    environment: {},
-    signal,
-    answerSignals: silent,
-    allowRest: silent,
-    exitCode: 0,
-    utc: true,
-  };
   const program = new Command("tidemark").exitOverride().configureOutput({ writeErr: silent });
-  await program.addCommand(retentionCommand(context)).parseAsync(["retention", "simulate", ...words], { from: "user" });
+  await program
+    .addCommand(retentionCommand(idleContext(output)))
+    .parseAsync(["retention", "simulate", ...words], { from: "user" });
   return result;
 }
 
