@@ -100,55 +100,35 @@ export function orderByPlace(pieces: Pieces, wanted: readonly number[] | undefin
   );
 }
 
-/**
- * Cuts the order into ranges that fit into a slab, stored and plain. A run of neighbours that is
- * longer is cut into ranges of about equal length, so that none is left that is short.
- */
+/** Cuts the order into ranges that fit into a slab, stored and plain. */
 export function planFetches(pieces: Pieces, order: Uint32Array, geometry: SlabGeometry): Fetch[] {
-  const { slabBytes, outBytes = slabBytes } = geometry;
   const fetches: Fetch[] = [];
+  const outBytes = geometry.outBytes ?? geometry.slabBytes;
   for (let from = 0; from < order.length; ) {
-    const run = rangeFrom(pieces, order, from, Infinity, Infinity, Infinity);
-    const count = Math.ceil(Math.max(run.bytes / slabBytes, run.plainBytes / outBytes));
-    for (; from < run.end; from = fetches.at(-1)?.end ?? run.end)
-      fetches.push(rangeFrom(pieces, order, from, run.bytes / count, slabBytes, outBytes));
+    const first = order[from] ?? 0;
+    const segment = segmentOf(pieces, first);
+    const offset = offsetOf(pieces, first);
+    let bytesEnd = offset;
+    let plainBytes = 0;
+    let last: number | undefined;
+    let end = from;
+    for (; end < order.length; end += 1) {
+      const index = order[end] ?? 0;
+      const at = offsetOf(pieces, index);
+      if (segmentOf(pieces, index) !== segment) break;
+      if (sameChunk(pieces, last, index)) continue; // one more window of it
+      const storedEnd = at + storedLength(storedWordOf(pieces, index));
+      const plain = plainBytes + chunkGranulesOf(pieces, index) * granuleBytes;
+      if (end > from && (at - bytesEnd > gapBytesMax || storedEnd - offset > geometry.slabBytes || plain > outBytes))
+        break;
+      bytesEnd = Math.max(bytesEnd, storedEnd);
+      plainBytes = plain;
+      last = index;
+    }
+    fetches.push({ segment, offset, bytes: bytesEnd - offset, from, end });
+    from = end;
   }
   return fetches;
-}
-
-/**
- * The range that begins with piece `order[from]`: its neighbours in the segment, until it has
- * `bytesMin`, as far as `bytesMax` stored and `plainBytesMax` decompressed bytes allow.
- */
-function rangeFrom(
-  pieces: Pieces,
-  order: Uint32Array,
-  from: number,
-  bytesMin: number,
-  bytesMax: number,
-  plainBytesMax: number,
-): Fetch & { readonly plainBytes: number } {
-  const first = order[from] ?? 0;
-  const segment = segmentOf(pieces, first);
-  const offset = offsetOf(pieces, first);
-  let bytesEnd = offset;
-  let plainBytes = 0;
-  let last: number | undefined;
-  let end = from;
-  for (; end < order.length; end += 1) {
-    const index = order[end] ?? 0;
-    const at = offsetOf(pieces, index);
-    if (segmentOf(pieces, index) !== segment) break;
-    if (sameChunk(pieces, last, index)) continue; // one more window of it
-    const storedEnd = at + storedLength(storedWordOf(pieces, index));
-    const plain = plainBytes + chunkGranulesOf(pieces, index) * granuleBytes;
-    const isFull = bytesEnd - offset >= bytesMin || storedEnd - offset > bytesMax || plain > plainBytesMax;
-    if (end > from && (isFull || at - bytesEnd > gapBytesMax)) break;
-    bytesEnd = Math.max(bytesEnd, storedEnd);
-    plainBytes = plain;
-    last = index;
-  }
-  return { segment, offset, bytes: bytesEnd - offset, plainBytes, from, end };
 }
 
 /**
