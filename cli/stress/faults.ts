@@ -86,6 +86,7 @@ export class FaultRunner {
   async #carryOut({ kind, slotMs }: PlannedFault): Promise<void> {
     const { store, space, agent, onStrike } = this.#parts;
     const tally = this.#tallyOf(kind);
+    // A store that goes back strikes when it forgets, seconds after its copy was made.
     if (kind !== "regress") onStrike(kind);
     switch (kind) {
       case "kill-store":
