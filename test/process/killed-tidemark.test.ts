@@ -16,7 +16,7 @@ const mebibyte = 1024 * 1024;
 const imageMebibytes: number = byDepth(16, 96);
 const changedMebibytes: number = imageMebibytes / 4;
 /** A neighbour uses the server in every second round. */
-const kills = 10;
+const kills = 6;
 /** The first kill comes within this time; the later ones within the time of the last whole run. */
 const firstSpanMs = 2_000;
 const testMsMax = 600_000;
