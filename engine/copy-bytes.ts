@@ -6,6 +6,12 @@
  * with bytes is a plain memcpy. The engine never lets two threads touch the same bytes at once, so it
  * needs no atomic access.
  */
+import { digestBytes } from "./limits.ts";
+
+/** Copies the digest at `digests[from…]` to `into[at…]`, which takes no view of either. */
+export function copyDigest(digests: Uint8Array, from: number, into: Uint8Array, at: number): void {
+  for (let index = 0; index < digestBytes; index += 1) into[at + index] = digests[from + index] ?? 0;
+}
 
 /** Copies `bytes` into `into[at…]`. They must not overlap, and must have room there. */
 export function copyBytes(bytes: Uint8Array, into: Uint8Array, at: number): void {

@@ -228,7 +228,7 @@ class Capture {
 
   /** Turns a slab's chunks into map entries, packing those that the vault does not hold. */
   async #pack(work: Work, result: ScanResult): Promise<void> {
-    const { run, prints } = this.#options;
+    const { run, lanes, prints } = this.#options;
     const { slab, plan } = work;
     const { chunks } = slab;
     const packer = this.#packer;
@@ -243,7 +243,7 @@ class Capture {
       while (from >= span.at + span.granules) span = spanAt(plan, ++index);
       const start = span.first + from - span.at;
       if (chunks.state[chunk] === 0) {
-        await run.appendZero(start, granules);
+        run.appendZero(start, granules);
         continue;
       }
       const plainBytes = granules * granuleBytes;
@@ -257,15 +257,17 @@ class Capture {
         const packed = chunks.state[chunk] === 2 ? (chunks.storedWords[chunk] ?? plainBytes) : plainBytes;
         const at = from * granuleBytes;
         const payload = (packed >= storedLz4Flag ? slab.out : slab.data).subarray(at, at + storedLength(packed));
-        await packer.pack(payload, packed, chunks, chunk, start, granules);
+        if (!lanes.hasRoom(payload.byteLength)) await lanes.nextFrame();
+        packer.pack(payload, packed, chunks, chunk, start, granules);
       }
       const { segment, offset, storedWord } = place;
       const name = packer.nameOf(segment);
-      await run.append(start, granules, name, offset, storedWord, 0, granules, chunks.digests, chunk * digestBytes);
+      run.append(start, granules, name, offset, storedWord, 0, granules, chunks.digests, chunk * digestBytes);
     }
     for (const { first, at, granules } of plan.spans) {
       prints.put(first, slab.newPrints.subarray(at * fingerprintBytes, (at + granules) * fingerprintBytes));
     }
+    await run.drain();
     await prints.drain();
     statistics.changedBytes += result.changedGranules * granuleBytes;
     statistics.zeroBytes += result.zeroedGranules * granuleBytes;

@@ -87,20 +87,23 @@ export class Lanes {
     return this.#options.store.keys === undefined ? 0 : sealBytes;
   }
 
+  /** Whether a payload fits into the frame that is being filled. Where it does not, call `nextFrame`. */
+  hasRoom(payloadBytes: number): boolean {
+    return this.#filling?.builder?.fits(payloadBytes) === true;
+  }
+
   /**
-   * Packs one chunk; its stored word tells the length with the seal. Returns the segment's number;
-   * the payload's offset in the segment is `placedAt`. Waits only when a frame is full and every
-   * lane is still sending. Errors: what a lane's write ended with.
+   * Packs one chunk, for which there is room; its stored word tells the length with the seal.
+   * Returns the segment's number; the payload's offset in the segment is `placedAt`.
    */
-  async pack(
+  pack(
     payload: Uint8Array,
     storedWord: number,
     digests: Uint8Array,
     digestAt: number,
     granule: number,
     granules: number,
-  ): Promise<number> {
-    if (this.#filling?.builder?.fits(payload.byteLength) !== true) await this.#nextFrame();
+  ): number {
     const lane = this.#filling;
     assert(lane?.segment !== undefined && lane.builder !== undefined, "a frame is open");
     this.#placedAt =
@@ -154,7 +157,11 @@ export class Lanes {
     });
   }
 
-  async #nextFrame(): Promise<void> {
+  /**
+   * Sends the frame that is being filled and opens another. Waits while every lane is sending.
+   * Errors: what a lane's write ended with.
+   */
+  async nextFrame(): Promise<void> {
     this.#sendFilling();
     const lane = await this.#idleLane();
     const { store, signal } = this.#options;

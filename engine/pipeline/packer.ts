@@ -83,22 +83,22 @@ export class Packer {
   }
 
   /**
-   * Packs a chunk of which `refer` knows nothing. The stored word is that of the payload before it
-   * is sealed; `granule` is the first granule of the volume that the chunk came from. One call at a time.
-   * Errors: as `Lanes.pack`.
+   * Packs a chunk of which `refer` knows nothing and for which the lanes have room. The stored word
+   * is that of the payload before it is sealed; `granule` is the first granule of the volume that
+   * the chunk came from.
    */
-  async pack(
+  pack(
     payload: Uint8Array,
     packed: number,
     { digests, digestWords }: Digests,
     chunk: number,
     granule: number,
     granules: number,
-  ): Promise<void> {
+  ): void {
     const { catalog, lanes, references } = this.#parts;
     const { place, statistics } = this;
     const storedWord = packed + lanes.sealBytes;
-    place.segment = await lanes.pack(payload, storedWord, digests, chunk * digestBytes, granule, granules);
+    place.segment = lanes.pack(payload, storedWord, digests, chunk * digestBytes, granule, granules);
     place.offset = lanes.placedAt;
     place.storedWord = storedWord;
     references.add(place.segment);

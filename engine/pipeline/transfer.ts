@@ -23,6 +23,7 @@
  * Memory: the slabs of the target's share of the worker pool, so a target that has fallen silent
  * holds up no other reader of the source; and 40 bytes a piece of the windows under way.
  */
+import { copyDigest } from "../copy-bytes.ts";
 import { isUnreadableOrGone, TidemarkError } from "../errors.ts";
 import { digestBytes, granuleBytes } from "../limits.ts";
 import { storedLength, storedLz4Flag } from "../store/format/frame.ts";
@@ -250,6 +251,7 @@ class Shipping implements PointConsumer {
     const { chunks } = slab;
     const digests = this.#hasSameDigests ? chunks : slab.expected;
     const packer = this.#packer;
+    const { lanes } = this.#parts;
     const sealed = this.#options.store.keys?.payloads(segment) === undefined ? 0 : sealBytes;
     let last = -1;
     for (let at = from; at < end; at += 1) {
@@ -268,11 +270,11 @@ class Shipping implements PointConsumer {
           packed >= storedLz4Flag ? (chunks.offsets[chunk] ?? 0) : (chunks.start[chunk] ?? 0) * granuleBytes;
         const region = packed >= storedLz4Flag ? slab.data : slab.out;
         const payload = region.subarray(place, place + storedLength(packed));
-        await this.#own(packer.pack(payload, packed, digests, chunk, start - chunkOffset, granules));
+        if (!lanes.hasRoom(payload.byteLength)) await this.#own(lanes.nextFrame());
+        packer.pack(payload, packed, digests, chunk, start - chunkOffset, granules);
       }
       last = chunk;
-      const digest = digests.digests.subarray(chunk * digestBytes, (chunk + 1) * digestBytes);
-      window.chunks.digests.set(digest, piece * digestBytes);
+      copyDigest(digests.digests, chunk * digestBytes, window.chunks.digests, piece * digestBytes);
       this.#note(window, piece, granules, packer.place);
     }
     await this.#own(this.#parts.betweenBatches?.() ?? Promise.resolve());
@@ -283,32 +285,29 @@ class Shipping implements PointConsumer {
     let piece = 0;
     for (const range of window.ranges) {
       if (this.#changes === "known") {
-        piece = await this.#appendRange(window, range, piece);
+        piece = this.#appendRange(window, range, piece);
         continue;
       }
       const { parent } = this.#options;
       const before =
         parent === undefined ? emptyPieces : await this.#own(windowWithin(parent, range, this.#parts.signal));
       for (const changed of joined(differing(before, window.pieces, range)))
-        piece = await this.#appendRange(window, changed, piece);
+        piece = this.#appendRange(window, changed, piece);
     }
+    await this.#own(this.#parts.run.drain());
   }
 
   /**
    * Writes the entries of a range. No piece before `first` reaches into it. Returns the first piece
    * that may reach behind it.
    */
-  async #appendRange(
-    { pieces, chunks, segments }: Window,
-    { from, end }: GranuleRange,
-    first: number,
-  ): Promise<number> {
+  #appendRange({ pieces, chunks, segments }: Window, { from, end }: GranuleRange, first: number): number {
     const { run } = this.#parts;
     const { statistics } = this;
     let at = from;
-    const zerosUntil = async (stop: number): Promise<void> => {
+    const zerosUntil = (stop: number): void => {
       if (stop <= at) return;
-      await run.appendZero(at, stop - at);
+      run.appendZero(at, stop - at);
       statistics.zeroBytes += (stop - at) * granuleBytes;
     };
     let piece = first;
@@ -319,8 +318,8 @@ class Shipping implements PointConsumer {
       const shownFrom = Math.max(start, at);
       const shownEnd = Math.min(stop, end);
       if (shownEnd > shownFrom && !pieceIsZero(pieces, piece)) {
-        await this.#own(zerosUntil(shownFrom));
-        const appended = run.append(
+        zerosUntil(shownFrom);
+        run.append(
           shownFrom,
           shownEnd - shownFrom,
           this.#packer.nameOf(segments[piece] ?? 0),
@@ -331,12 +330,11 @@ class Shipping implements PointConsumer {
           chunks.digests,
           piece * digestBytes,
         );
-        await this.#own(appended);
         at = shownEnd;
       }
       if (stop > end) break;
     }
-    await this.#own(zerosUntil(end));
+    zerosUntil(end);
     statistics.changedBytes += (end - from) * granuleBytes;
     return piece;
   }

@@ -15,7 +15,7 @@
  * table.
  */
 import assert from "node:assert/strict";
-import { copyBytes } from "../../copy-bytes.ts";
+import { copyBytes, copyDigest } from "../../copy-bytes.ts";
 import { digestBytes, frameBytesMax, segmentBytes } from "../../limits.ts";
 import { pageAlignmentBytes } from "../../sink.ts";
 import { checksum, checksumBytes, sameBytes } from "./checksum.ts";
@@ -148,7 +148,7 @@ export class FrameBuilder {
     this.#end = aligned(end, payloadAlignment);
     this.#reserve(this.#end);
     copyBytes(payload, this.#buffer, this.#sealBytes === 0 ? at : at + nonceBytes);
-    this.#digests.set(digests.subarray(digestAt, digestAt + digestBytes), index * digestBytes);
+    copyDigest(digests, digestAt, this.#digests, index * digestBytes);
     this.#stored[index] = storedWord;
     this.#granule[index] = granule;
     this.#granules[index] = granules;

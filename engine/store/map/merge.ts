@@ -79,7 +79,7 @@ async function mergeRuns(
     for (let at = await map.nextMapped(0, signal); at !== Infinity; ) {
       const untouched = await untouchedLeaf(map, oldest, at, signal);
       if (untouched !== undefined) {
-        await writer.adopt(untouched);
+        writer.adopt(untouched);
         at = await map.nextMapped(untouched.last + 1, signal);
         continue;
       }
@@ -87,7 +87,8 @@ async function mergeRuns(
       // itself.
       const boundary = await nextLeafStart(map, oldest, at, signal);
       const end = Math.min(at + windowGranules, boundary, 2 ** 32);
-      await copyPieces(writer, await map.window(at, end, signal), dropZeros);
+      copyPieces(writer, await map.window(at, end, signal), dropZeros);
+      await writer.drain();
       at = await map.nextMapped(end, signal);
     }
     return await writer.finish();
@@ -121,7 +122,7 @@ async function nextLeafStart(
   return (await map.leavesOf(oldest, signal)).find((leaf) => leaf.first > at)?.first ?? Infinity;
 }
 
-async function copyPieces(writer: RunWriter, pieces: Pieces, dropZeros: boolean): Promise<void> {
+function copyPieces(writer: RunWriter, pieces: Pieces, dropZeros: boolean): void {
   for (let index = 0; index < pieces.count; index += 1) {
     const leaf = pieces.leaves[index];
     const entry = pieces.entries[index] ?? 0;
@@ -130,10 +131,10 @@ async function copyPieces(writer: RunWriter, pieces: Pieces, dropZeros: boolean)
     if (leaf === undefined) continue;
     const segment = leaf.segments[entry] ?? zeroSegment;
     if (segment === zeroSegment) {
-      if (!dropZeros) await writer.appendZero(start, length);
+      if (!dropZeros) writer.appendZero(start, length);
       continue;
     }
-    await writer.append(
+    writer.append(
       start,
       length,
       leaf.names[segment] ?? "",

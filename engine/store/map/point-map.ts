@@ -14,6 +14,7 @@
  * `windowLeafBytesMax`, and 256 KiB to paint it.
  */
 import assert from "node:assert/strict";
+import { copyDigest } from "../../copy-bytes.ts";
 import { digestBytes, granuleBytes } from "../../limits.ts";
 import { fromHex, toHex } from "../format/checksum.ts";
 import type { ManifestDocument, RunReference } from "../format/documents.ts";
@@ -361,5 +362,5 @@ export function pieceDigest(pieces: Pieces, index: number, into: Uint8Array, at:
   const entry = pieces.entries[index] ?? 0;
   const digests = pieces.leaves[index]?.digests;
   assert(digests !== undefined, "the piece exists");
-  into.set(digests.subarray(entry * digestBytes, (entry + 1) * digestBytes), at);
+  copyDigest(digests, entry * digestBytes, into, at);
 }

@@ -1,9 +1,10 @@
 /**
  * Run writer: turns entries in ascending order into the objects of one sorted run. Leaves are put
  * as they fill; a run of more than one leaf gets a root. Memory: the leaf that is being filled, and
- * the few that are being put.
+ * those that are being put, which are few where the caller waits (`drain`) now and then.
  */
 import assert from "node:assert/strict";
+import { copyDigest } from "../../copy-bytes.ts";
 import { TidemarkError } from "../../errors.ts";
 import { digestBytes } from "../../limits.ts";
 import { toHex } from "../format/checksum.ts";
@@ -91,7 +92,7 @@ export class RunWriter {
   }
 
   /** Appends a ZERO entry; one that continues the last is merged with it. */
-  async appendZero(start: number, length: number): Promise<void> {
+  appendZero(start: number, length: number): void {
     const columns = this.#columns;
     const last = columns.count - 1;
     const joined = (columns.lengths[last] ?? 0) + length;
@@ -100,7 +101,7 @@ export class RunWriter {
       this.#end = start + length;
       return;
     }
-    if (columns.count === leafEntriesMax) await this.#cutLeaf();
+    if (columns.count === leafEntriesMax) this.#cutLeaf();
     this.#add(start, length, zeroSegment, 0, 0, 0, 1, undefined, 0);
   }
 
@@ -108,7 +109,7 @@ export class RunWriter {
    * Appends a window of a chunk: `length` granules from granule `chunkOffset` of a chunk of
    * `chunkLength` granules.
    */
-  async append(
+  append(
     start: number,
     length: number,
     segment: string,
@@ -118,8 +119,8 @@ export class RunWriter {
     chunkLength: number,
     digests: Uint8Array,
     digestAt: number,
-  ): Promise<void> {
-    if (this.#columns.count === leafEntriesMax) await this.#cutLeaf();
+  ): void {
+    if (this.#columns.count === leafEntriesMax) this.#cutLeaf();
     let number = this.#names.get(segment);
     if (number === undefined) {
       number = this.#columns.names.push(segment) - 1;
@@ -152,22 +153,26 @@ export class RunWriter {
     columns.chunkOffsets[index] = chunkOffset;
     columns.chunkLengths[index] = chunkLength - 1;
     if (digests === undefined) columns.digests.fill(0, index * digestBytes, (index + 1) * digestBytes);
-    else columns.digests.set(digests.subarray(digestAt, digestAt + digestBytes), index * digestBytes);
+    else copyDigest(digests, digestAt, columns.digests, index * digestBytes);
     columns.count = index + 1;
     this.#end = start + length;
   }
 
   /** Takes over a leaf of an older run unchanged. Later entries begin behind it. */
-  async adopt(leaf: LeafReference): Promise<void> {
-    await this.#cutLeaf();
+  adopt(leaf: LeafReference): void {
+    this.#cutLeaf();
     assert(leaf.first >= this.#end, "leaves are adopted in ascending order");
     this.#leaves.push(Promise.resolve(leaf));
     this.#end = leaf.last + 1;
   }
 
-  async #cutLeaf(): Promise<void> {
-    if (this.#columns.count === 0) return;
+  /** Waits until few leaves are being put. */
+  async drain(): Promise<void> {
     while (this.#inFlight.size >= putsInFlightMax) await Promise.race(this.#inFlight);
+  }
+
+  #cutLeaf(): void {
+    if (this.#columns.count === 0) return;
     const put = this.#putLeaf();
     put.catch(() => undefined); // settled by finish or discard
     this.#inFlight.add(put);
@@ -208,7 +213,7 @@ export class RunWriter {
   }
 
   async #finish(): Promise<RunReference | undefined> {
-    await this.#cutLeaf();
+    this.#cutLeaf();
     const leaves = await Promise.all(this.#leaves);
     const [only] = leaves;
     if (only === undefined) return undefined;

@@ -73,7 +73,8 @@ async function pack(
   value: number,
   payload: Uint8Array = randomBytes(4096, value),
 ): Promise<Packed> {
-  const id = await lanes.pack(payload, payload.length, digestOf(value), 0, value, 1);
+  if (!lanes.hasRoom(payload.length)) await lanes.nextFrame();
+  const id = lanes.pack(payload, payload.length, digestOf(value), 0, value, 1);
   return { name: catalog.nameOf(id), offset: lanes.placedAt };
 }
 

@@ -79,11 +79,11 @@ export async function writeRun(objects: MapObjects, entries: readonly ModelEntry
   const writer = new RunWriter(objects);
   for (const { start, length, chunk, from = 0 } of entries) {
     if (chunk === undefined) {
-      await writer.appendZero(start, length);
+      writer.appendZero(start, length);
       continue;
     }
     const { segment, offset, storedWord } = placeOf(chunk);
-    await writer.append(start, length, segment, offset, storedWord, from, chunkGranules, digestOf(chunk), 0);
+    writer.append(start, length, segment, offset, storedWord, from, chunkGranules, digestOf(chunk), 0);
   }
   return await writer.finish();
 }

@@ -161,7 +161,7 @@ async function evenRun(objects: MapObjects, count: number, first: number): Promi
   const writer = new RunWriter(objects);
   const digest = digestOf(1);
   for (let at = 0; at < count; at += 1)
-    await writer.append(first + at, 1, "segments/disk/00000001-0-00000000", at, 4096, 0, 1, digest, 0);
+    writer.append(first + at, 1, "segments/disk/00000001-0-00000000", at, 4096, 0, 1, digest, 0);
   return (await writer.finish()) ?? raise();
 }
 

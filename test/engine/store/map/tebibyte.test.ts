@@ -102,7 +102,7 @@ async function writeFullDisk(store: Store): Promise<RunReference> {
     const segment = segmentName(disk, 1, 0, first / blocksPerSegment);
     for (let block = first; block < first + blocksPerSegment; block += 1) {
       digestWords[0] = block;
-      await writer.append(
+      writer.append(
         block * blockGranules,
         blockGranules,
         segment,
@@ -129,7 +129,7 @@ async function writeScattered(objects: MapObjects, next: () => number): Promise<
   const segment = segmentName(disk, objects.epoch, 0, 0);
   for (let change = 0; change < changesPerCycle; change += 1) {
     for (let word = 0; word < 4; word += 1) digestWords[word] = next();
-    await writer.append(change * spacing + (next() % spacing), 1, segment, change * 4096, 4096, 0, 1, digest, 0);
+    writer.append(change * spacing + (next() % spacing), 1, segment, change * 4096, 4096, 0, 1, digest, 0);
   }
   const run = await writer.finish();
   if (run === undefined) throw new Error("the cycle changed something");
