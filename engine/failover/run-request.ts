@@ -46,9 +46,11 @@ export async function stopJob(
 ): Promise<boolean> {
   const { signal } = place;
   const deadline = performance.now() + runRequestTiming.waitMsMax;
-  for (let isAsked = false; ; isAsked = true) {
+  let asked: Worked | undefined;
+  for (;;) {
     const worked = await underWay();
-    if (worked === undefined) return isAsked;
+    if (worked === undefined) break;
+    asked = worked;
     try {
       await end();
     } catch (error) {
@@ -58,6 +60,9 @@ export async function stopJob(
       throwIfAborted(signal);
     }
   }
+  // The worker removes the request that it obeys, but not one that comes after that.
+  if (asked !== undefined) await place.store.delete(runRequestName(asked.run));
+  return asked !== undefined;
 }
 
 /** What a worker looks at while it works. */

@@ -262,7 +262,8 @@ describe("a network that fails", () => {
     );
     proxy.plan("HEAD", "freeze", 2);
     expect((await failure(impatient.statObject("pages"))).code).toBe("STORE_UNREACHABLE");
-    expect(impatient.interruptions).toBe(3);
+    // A busy machine lets answers that are on their way come too late, too.
+    expect(impatient.interruptions).toBeGreaterThanOrEqual(3);
   });
 
   test("an object of any size is begun to be answered within the deadline of a small request", async () => {
