@@ -5,6 +5,7 @@
  * request carries a pinned one.
  */
 import { Readable } from "node:stream";
+import { finished } from "node:stream/promises";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import type { BlobDownloadResponseParsed, RequestPolicyFactory } from "@azure/storage-blob";
 import { copyBytes } from "../engine/internal.ts";
@@ -50,15 +51,18 @@ export function watchedDates(onDate: (serverMs: number) => void): RequestPolicyF
 
 /**
  * Streams the body into `into`. A body of another length throws a plain Error, which the retry
- * policy treats as a lost connection.
+ * policy treats as a lost connection. Pieces are taken as they come: an async iterator would put
+ * those that have gathered together first.
  */
 export async function fill(into: Uint8Array, response: BlobDownloadResponseParsed, name: string): Promise<void> {
+  const body = response.readableStreamBody;
   let filled = 0;
-  // Without an encoding set, a Node stream yields bytes.
-  for await (const piece of (response.readableStreamBody ?? []) as AsyncIterable<Uint8Array>) {
-    if (filled + piece.length > into.length) break;
-    copyBytes(piece, into, filled);
-    filled += piece.length;
+  if (body !== undefined) {
+    body.on("data", (piece: Uint8Array) => {
+      if (filled + piece.length <= into.length) copyBytes(piece, into, filled);
+      filled += piece.length;
+    });
+    await finished(body);
   }
   if (filled !== into.length) throw new Error(`the answer for ${name} does not have ${String(into.length)} bytes`);
 }
