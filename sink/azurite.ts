@@ -54,13 +54,6 @@ const logBytesMax = 1024 * 1024;
 /** More than the host writes before it serves. */
 const probeBytes = 128 * 1024;
 /**
- * Node keeps each piece of a body outside V8's heap, and V8 collects garbage when such pieces become
- * many. With its first young generation of 1 MiB they are old by then, so every read of 16 MiB cost
- * a full collection; with 16 MiB they die young, and reading costs Azurite 0.4 of the processor time.
- */
-const hostFlags = ["--min-semi-space-size=16"] as const;
-
-/**
  * One use of the Azurite on a folder, from `start` to `stop`. Needs the package `azurite`.
  *
  * @example
@@ -305,7 +298,7 @@ async function spawnHost(dir: string, paths: AzuritePaths): Promise<ChildProcess
   const log = await openPlain(paths.log, constants.O_WRONLY | constants.O_APPEND | constants.O_CREAT);
   try {
     if ((await log.stat()).size > logBytesMax) await log.truncate();
-    const child = spawn(process.execPath, [...hostFlags, fileURLToPath(import.meta.resolve("#azurite-host")), dir], {
+    const child = spawn(process.execPath, [fileURLToPath(import.meta.resolve("#azurite-host")), dir], {
       cwd: dir,
       detached: true,
       stdio: ["pipe", log.fd, log.fd],
