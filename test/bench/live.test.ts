@@ -4,7 +4,10 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
 import { type BenchKind, type BenchOptions, type BenchReport, formatBench, runBench } from "../../bench/index.ts";
+import { findLimit } from "../../bench/live/limit.ts";
 import { runProgram, startServer } from "../../bench/live/programs.ts";
+import type { BenchConfig } from "../../bench/options.ts";
+import type { Mark } from "../../bench/targets.ts";
 import { DirectorySink } from "../../sink/index.ts";
 import { deepTest } from "../deep-test.ts";
 import { children, missing } from "./programs-here.ts";
@@ -89,22 +92,24 @@ describe("each live case proves its point and tells what it measured", () => {
   deepTest("front, beside qemu-nbd", { timeout: 120_000 }, async (context) => {
     const reason = missing("fio", "qemu-nbd");
     if (reason !== undefined) context.skip(`nothing to measure with: ${reason}`);
-    const report = await runBench(options("front", { seconds: 0.2 }));
+    const report = await runBench(options("front", { seconds: 0.2, findLimit: true }));
     await expectWhole(report);
     expect(report.steps).toHaveLength(30);
     expect(report.steps.filter(({ role }) => role === "yardstick")).toHaveLength(6);
     expect(report.marks).toHaveLength(37);
     expect(report.counts["cuts"]).toBe(5);
     expect(report.counts["writesMeanwhile"]).toBeGreaterThan(0);
+    expect(report.counts).toHaveProperty("highestBytesPerSecondThatHold");
   });
 
-  test("burst, twice", async (context) => {
+  test("burst, twice, and the largest that is committed in time: here one of the whole disk", async (context) => {
     const reason = missing("fio");
     if (reason !== undefined) context.skip(`nothing to measure with: ${reason}`);
-    const report = await runBench(options("burst", { runs: 2 }));
+    const report = await runBench(options("burst", { runs: 2, diskBytes: 16 * mib, findLimit: true }));
     await expectWhole(report);
     expect(report.counts["writes"]).toBe(200);
     expect(report.counts["changedBytes"]).toBe(200 * 4_096);
+    expect(report.counts["highestWritesThatHold"]).toBe(4_096);
   });
 
   test("churn, with a point in every cycle", async (context) => {
@@ -117,6 +122,17 @@ describe("each live case proves its point and tells what it measured", () => {
     expect(report.marks.map(({ name }) => name)).toContain("points missed");
   });
 
+  deepTest.for(["churn", "soak"] as const)(
+    "%s, and the highest rate that holds",
+    { timeout: 60_000 },
+    async (kind, context) => {
+      const reason = missing("fio");
+      if (reason !== undefined) context.skip(`nothing to measure with: ${reason}`);
+      const report = await runBench(options(kind, { findLimit: true }));
+      expect(report.counts).toHaveProperty("highestBytesPerSecondThatHold");
+    },
+  );
+
   test("restart, which compares what was hot and nothing else", async (context) => {
     const reason = missing("fio");
     if (reason !== undefined) context.skip(`nothing to measure with: ${reason}`);
@@ -124,6 +140,25 @@ describe("each live case proves its point and tells what it measured", () => {
     await expectWhole(report);
     expect(report.counts["comparedBytes"]).toBeGreaterThan(0);
     expect(report.counts["comparedBytes"]).toBeLessThanOrEqual(16 * mib);
+  });
+});
+
+describe("the search for the highest load that holds", () => {
+  test.each([
+    ["doubles it, and ends within a tenth", 100, Infinity, 333, 325],
+    ["halves a first load that does not hold", 100, Infinity, 42, 41],
+    ["ends at the largest load that is told from a smaller one", 100, 350, 1_000, 350],
+    ["gives 0 where next to nothing holds", 100, Infinity, 0, 0],
+    ["ends where no whole number is between", 2, Infinity, 2, 2],
+  ])("%s", async (_, value, most, wanted, found) => {
+    const marks = (load: number): Mark[] => [
+      { name: "load", value: load, unit: "", relation: "at most", wanted, yardstick: "fixed" },
+    ];
+    const config = { live: { findLimit: true } } as BenchConfig;
+    const first = { value, most, marks: marks(value) };
+    expect(await findLimit(config, "highest", first, (load) => Promise.resolve(marks(load)))).toEqual({
+      highest: found,
+    });
   });
 });
 
