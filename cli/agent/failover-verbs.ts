@@ -12,8 +12,9 @@ import type {
   StartFailoverOptions,
 } from "../../engine/index.ts";
 import { TidemarkError } from "../../engine/index.ts";
-import { loadFile, refuseFaults, type TellFault } from "../plan/plan-loading.ts";
+import { loadFile, refuseFaults } from "../plan/plan-loading.ts";
 import { parseDuration } from "../quantities.ts";
+import type { TellFault } from "./config.ts";
 import type { FailoverPort, PlanPort } from "./ports.ts";
 
 /** The runs of a vault. */
