@@ -42,6 +42,8 @@ export interface DiskStatus extends ProtectionStatus {
   /** `unix:PATH` or `tcp:HOST:PORT`; the export has the disk's name. */
   readonly listen: string;
   readonly readOnly: boolean;
+  /** Whether it has hooks, which application-consistent points need. */
+  readonly hooks: boolean;
   /** The replica that follows the disk, by its policy; null: none, or the disk is not protected. */
   readonly replica: ReplicaFacts | null;
   /** The copies of its points in other vaults. */
@@ -126,7 +128,7 @@ export class DiskRunner {
   }
 
   status(): DiskStatus {
-    const { vault, policy, image, listen, readOnly } = this.#disk;
+    const { vault, policy, image, listen, readOnly, hooks } = this.#disk;
     const status = this.#stoppedStatus() ?? this.#protection?.status() ?? this.#absentStatus();
     const failure = this.#stopped === undefined ? this.#failure : undefined;
     const { copies } = this.#parts;
@@ -141,6 +143,7 @@ export class DiskRunner {
       image,
       listen: formatListen(listen.address),
       readOnly,
+      hooks: hooks !== undefined,
       replica: this.#protection?.replica() ?? null,
       copies: copies.factsOf(this.#disk.name),
       connections: this.#exported?.server.resource.connections ?? null,
