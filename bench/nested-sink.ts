@@ -4,7 +4,7 @@
  */
 import type { CallOptions, ListedObject, Sink, TidemarkError } from "../engine/index.ts";
 import { hasCode } from "../engine/index.ts";
-import { type Answer, SinkDecorator, type SinkRequest } from "../engine/internal.ts";
+import { type Answer, closing, SinkDecorator, type SinkRequest } from "../engine/internal.ts";
 
 export class NestedSink extends SinkDecorator {
   readonly #prefix: string;
@@ -21,12 +21,7 @@ export class NestedSink extends SinkDecorator {
 
   /** Empties the prefix after `work`. Errors: those of `work`, else LEASE_HELD. */
   async emptiedAfter<Result>(work: () => Promise<Result>): Promise<Result> {
-    const [outcome] = await Promise.allSettled([work()]);
-    const [emptied] = await Promise.allSettled([this.removeAll()]);
-    // What ended the work says more than what then went wrong while it was put away.
-    if (outcome.status === "rejected") throw outcome.reason;
-    if (emptied.status === "rejected") throw emptied.reason;
-    return outcome.value;
+    return await closing({ [Symbol.asyncDispose]: async () => await this.removeAll() }, work);
   }
 
   /**

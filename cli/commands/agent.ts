@@ -4,6 +4,7 @@
  */
 import { Command, Option } from "commander";
 import { type PointSummary, TidemarkError } from "../../engine/index.ts";
+import { closing } from "../../engine/internal.ts";
 import { type AgentConfig, configError, formatFault, type TellFault } from "../agent/config.ts";
 import { askAgent } from "../agent/control-client.ts";
 import { openEngineAdapter, systemClock } from "../agent/engine-adapter.ts";
@@ -15,7 +16,7 @@ import { formatNumberOf, formatRate } from "../quantities.ts";
 import { printable } from "../text.ts";
 import { toldWhile } from "../waiting.ts";
 import { addRegisterCommand } from "./agent-register.ts";
-import { type CommandContext, closing } from "./context.ts";
+import type { CommandContext } from "./context.ts";
 import { askStatus, type TargetFlags, watchAgent } from "./watch.ts";
 
 interface AgentFlags {

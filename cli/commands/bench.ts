@@ -5,13 +5,14 @@
 import { join } from "node:path";
 import { Command, Option } from "commander";
 import { type BenchKind, benchKinds, cases, formatBench, isStoreless, runBench } from "../../bench/index.ts";
+import { closing } from "../../engine/internal.ts";
 import { openSink } from "../../sink/index.ts";
 import { exitCodes } from "../errors.ts";
 import { byteRate, byteSize, sinkOptions, wholeNumber, withLanesOption, withWorkersOption } from "../settings.ts";
 import { TemporaryFolder } from "../temporary-folder.ts";
 import { endCaseFirst, storeAddress } from "./bench-store.ts";
 import { suiteCommand } from "./bench-suite.ts";
-import { type CommandContext, closing } from "./context.ts";
+import type { CommandContext } from "./context.ts";
 
 interface BenchFlags {
   readonly image?: string;
