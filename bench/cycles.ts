@@ -17,7 +17,7 @@ import type {
   VerifySummary,
 } from "../engine/index.ts";
 import { FileVolume, TidemarkError, Vault } from "../engine/index.ts";
-import { granuleBytes } from "../engine/internal.ts";
+import { closing, granuleBytes } from "../engine/internal.ts";
 import { contentHash, copySparsely, type ImageFacts, imageFacts, scatterWrites } from "./image.ts";
 import { peakRssBytes } from "./machine.ts";
 import { NestedSink } from "./nested-sink.ts";
@@ -256,7 +256,7 @@ async function inFreshVault(
 /** Lends a part of the store in which nothing is, and empties it again. */
 async function inFreshPlace(store: Sink, work: (sink: NestedSink) => Promise<void>): Promise<void> {
   const sink = new NestedSink(store, `bench-${randomUUID()}/`);
-  await sink.emptiedAfter(async () => await work(sink));
+  await closing(sink, async () => await work(sink));
 }
 
 /** One cycle as the command line runs it: the vault is opened for it, or created. */

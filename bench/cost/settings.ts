@@ -159,7 +159,6 @@ async function firstReplication(
   } finally {
     await vault.close();
     await other.close();
-    if (sink instanceof NestedSink) await sink.removeAll();
-    else await sink[Symbol.asyncDispose]();
+    await sink[Symbol.asyncDispose]();
   }
 }

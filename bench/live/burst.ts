@@ -5,7 +5,6 @@
 import type { Sink } from "../../engine/index.ts";
 import { granuleBytes } from "../../engine/internal.ts";
 import { peerMarks } from "../cycles.ts";
-import { type ImageFacts, imageFactsOf } from "../image.ts";
 import type { BenchConfig } from "../options.ts";
 import type { CaseOutcome } from "../report.ts";
 import { StepLog } from "../steps.ts";
@@ -21,7 +20,7 @@ export async function benchBurst(config: BenchConfig, store: Sink): Promise<Case
   const log = new StepLog(config);
   const { scatterWrites } = config;
   return await LivePlace.use(config, store, async (place) => {
-    const { sizeBytes } = await imageFactsOf(place.image);
+    const { sizeBytes } = await place.facts();
     const measured = await place.protecting(onDemandMs, async (process) => {
       let counts: Record<string, number> = {};
       config.begin("first points");
@@ -76,10 +75,6 @@ export async function benchBurst(config: BenchConfig, store: Sink): Promise<Case
       };
     });
     const hashes = await place.prove();
-    const image: ImageFacts = {
-      ...(await imageFactsOf(place.image)),
-      path: config.image === "" ? "a new disk" : config.image,
-    };
-    return { image, steps: log.steps(), hashes, ...measured };
+    return { image: await place.facts(), steps: log.steps(), hashes, ...measured };
   });
 }

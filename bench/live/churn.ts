@@ -3,7 +3,6 @@
  * gave its point, the lag at the end and the memory used.
  */
 import type { Sink } from "../../engine/index.ts";
-import { imageFactsOf } from "../image.ts";
 import type { BenchConfig } from "../options.ts";
 import type { CaseOutcome } from "../report.ts";
 import { StepLog } from "../steps.ts";
@@ -37,7 +36,7 @@ export async function benchChurn(config: BenchConfig, store: Sink): Promise<Case
   const log = new StepLog(config);
   const { live } = config;
   return await LivePlace.use(config, store, async (place) => {
-    const { sizeBytes } = await imageFactsOf(place.image);
+    const { sizeBytes } = await place.facts();
     const measured = await place.protecting(live.cycleMs, async (process) => {
       config.begin("first points");
       await process.point();
@@ -58,7 +57,7 @@ export async function benchChurn(config: BenchConfig, store: Sink): Promise<Case
     const hashes = await place.prove();
     const { asked, marks, limit } = measured;
     return {
-      image: { ...(await imageFactsOf(place.image)), path: "a new disk" },
+      image: await place.facts(),
       steps: log.steps(),
       marks,
       counts: {

@@ -12,7 +12,7 @@ import { randomFillSync } from "node:crypto";
 import { open } from "node:fs/promises";
 import { join } from "node:path";
 import { type Sink, throwIfAborted } from "../../engine/index.ts";
-import { copySparsely, imageFactsOf, rangeBytes } from "../image.ts";
+import { copySparsely, rangeBytes } from "../image.ts";
 import type { BenchConfig } from "../options.ts";
 import type { CaseOutcome } from "../report.ts";
 import { median, StepLog, type StepTraits } from "../steps.ts";
@@ -68,7 +68,7 @@ export async function benchFront(config: BenchConfig, store: Sink): Promise<Case
     if (config.image === "") await fill(place.image, live.diskBytes, signal);
     const twin = join(folder, "twin.img");
     await copySparsely(place.image, twin, signal);
-    const { sizeBytes } = await imageFactsOf(place.image);
+    const { sizeBytes } = await place.facts();
     const cycleMs = Math.max(1_000, Math.round((live.seconds * 1_000) / drainedShare));
     const measured = await place.protecting(cycleMs, async (process) => {
       const peer = await QemuNbd.start(twin, folder, signal);
@@ -92,7 +92,7 @@ export async function benchFront(config: BenchConfig, store: Sink): Promise<Case
     );
     const barrier = await benchBarrier(config);
     return {
-      image: { ...(await imageFactsOf(place.image)), path: config.image === "" ? "a new disk" : config.image },
+      image: await place.facts(),
       steps: log.steps(),
       marks: [
         ...measured.results.flatMap((result) => [...peerMarksOf(config, result), ...drainMarksOf(config, result, "")]),

@@ -6,7 +6,6 @@
 import { setTimeout as delay } from "node:timers/promises";
 import type { Sink } from "../../engine/index.ts";
 import { TidemarkError } from "../../engine/index.ts";
-import { imageFactsOf } from "../image.ts";
 import type { BenchConfig } from "../options.ts";
 import type { CaseOutcome } from "../report.ts";
 import { StepLog, type StepTraits } from "../steps.ts";
@@ -87,7 +86,7 @@ export async function benchRestart(config: BenchConfig, store: Sink): Promise<Ca
     });
     const hashes = await place.prove();
     return {
-      image: { ...(await imageFactsOf(place.image)), path: "a new disk" },
+      image: await place.facts(),
       steps: log.steps(),
       marks: [config.mark(restartStep, measured.restartMs)],
       counts: measured.counts,

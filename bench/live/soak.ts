@@ -9,7 +9,6 @@
 import { readdir, readFile } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
 import { type Sink, systemCode, TidemarkError } from "../../engine/index.ts";
-import { imageFactsOf } from "../image.ts";
 import type { BenchConfig } from "../options.ts";
 import type { CaseOutcome } from "../report.ts";
 import { median, StepLog } from "../steps.ts";
@@ -54,7 +53,7 @@ export async function benchSoak(config: BenchConfig, store: Sink): Promise<CaseO
   const log = new StepLog(config);
   const { live } = config;
   return await LivePlace.use(config, store, async (place) => {
-    const { sizeBytes } = await imageFactsOf(place.image);
+    const { sizeBytes } = await place.facts();
     const measured = await place.protecting(
       live.cycleMs,
       async (process) => {
@@ -79,7 +78,7 @@ export async function benchSoak(config: BenchConfig, store: Sink): Promise<CaseO
     const { samples, marks, limit, points, failures, peakRssBytes } = measured;
     const [first, last] = [samples.at(0), samples.at(-1)];
     return {
-      image: { ...(await imageFactsOf(place.image)), path: "a new disk" },
+      image: await place.facts(),
       steps: log.steps(),
       marks,
       counts: {
