@@ -3,7 +3,7 @@ import { readdir } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
-import { type BenchKind, type BenchOptions, type BenchReport, formatBench, runBench } from "../../bench/index.ts";
+import { type BenchKind, type BenchOptions, type BenchReport, runBench } from "../../bench/index.ts";
 import { findLimit } from "../../bench/live/limit.ts";
 import { runProgram, startServer } from "../../bench/live/programs.ts";
 import type { BenchConfig } from "../../bench/options.ts";
@@ -11,6 +11,7 @@ import type { Mark } from "../../bench/targets.ts";
 import { DirectorySink } from "../../sink/index.ts";
 import { deepTest } from "../deep-test.ts";
 import { children, missing } from "./programs-here.ts";
+import { expectWhole as expectWholeReport } from "./whole-report.ts";
 
 const mib = 1024 * 1024;
 
@@ -41,21 +42,8 @@ function options(kind: BenchKind, given: Partial<BenchOptions> = {}): BenchOptio
 }
 
 async function expectWhole(report: BenchReport): Promise<void> {
-  expect(report.peakRssBytes).toBeGreaterThan(mib);
-  expect(report.hashes["point"]).toBe(report.hashes["image"]);
-  const numbers = [
-    ...report.steps.flatMap(({ amount, medianMs, perSecond }) => [amount, medianMs, perSecond]),
-    ...report.marks.flatMap(({ value, wanted }) => [value, wanted ?? NaN]),
-    ...Object.values(report.counts),
-  ];
-  expect(numbers.filter((number) => !Number.isFinite(number) || number < 0)).toEqual([]);
-  expect(report.steps.length).toBeGreaterThan(0);
+  await expectWholeReport(report, folder);
   expectTraced(report);
-  const lines = formatBench(report).split("\n");
-  expect(lines.filter((line) => line.length > 80 || line.includes("…"))).toEqual([]);
-  expect(await readdir(join(folder, "work"))).toEqual([]);
-  const sink = await DirectorySink.open(join(folder, "vault"));
-  for await (const { name } of sink.list("")) expect.fail(`${name} was left in the store`);
 }
 
 /** Every live case tells what happened over time, and how latencies are distributed. */
