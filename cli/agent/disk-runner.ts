@@ -20,7 +20,7 @@ import {
 import { formatListen, type RestingImage, shellWord } from "../../engine/internal.ts";
 import { errorReport } from "../errors.ts";
 import { formatBytes } from "../quantities.ts";
-import type { DiskConfig, PolicyConfig, VaultConfig } from "./config.ts";
+import type { DiskConfig, PolicyConfig } from "./config.ts";
 import type { Copies } from "./copies.ts";
 import type {
   Clock,
@@ -415,12 +415,6 @@ export function worst(levels: readonly HealthLevel[]): HealthLevel {
  */
 export function listenKey({ listen: { address, tls } }: Pick<DiskConfig, "listen">): string {
   return tls === undefined ? formatListen(address) : `${formatListen(address)} ${JSON.stringify(tls)}`;
-}
-
-/** True when the vault has to be opened anew for the change. */
-export function needsReopening(before: VaultConfig, after: VaultConfig): boolean {
-  const place = ({ address, stateFolder, proxy }: VaultConfig): string => JSON.stringify([address, stateFolder, proxy]);
-  return place(before) !== place(after);
 }
 
 function failureFinding({ error, retryInMs }: Failure): Finding {
