@@ -38,7 +38,7 @@ export async function findLimit(
     if (holds(await marksOf(next))) held = next;
     else missed = next;
   }
-  return { [count]: held };
+  return { [count]: Math.min(held, most) };
 }
 
 /** The name of a limit in bytes a second, in a report. */

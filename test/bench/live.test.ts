@@ -136,6 +136,7 @@ describe("the search for the highest load that holds", () => {
     ["doubles it, and ends within a tenth", 100, Infinity, 333, 325],
     ["halves a first load that does not hold", 100, Infinity, 42, 41],
     ["ends at the largest load that is told from a smaller one", 100, 350, 1_000, 350],
+    ["gives no more than that of a larger first load", 100, 50, 1_000, 50],
     ["gives 0 where next to nothing holds", 100, Infinity, 0, 0],
     ["ends where no whole number is between", 2, Infinity, 2, 2],
   ])("%s", async (_, value, most, wanted, found) => {
