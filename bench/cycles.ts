@@ -23,13 +23,11 @@ import { peakRssBytes } from "./machine.ts";
 import { NestedSink } from "./nested-sink.ts";
 import type { BenchConfig, PeerStep } from "./options.ts";
 import type { CaseOutcome } from "./report.ts";
-import { StepLog, type StepTraits } from "./steps.ts";
+import { ours, StepLog, yardstick } from "./steps.ts";
 import type { Mark } from "./targets.ts";
 import { getCeiling, readOnce, storedSegments, uploadPlainly, writeDurably, yardstickLanes } from "./yardsticks.ts";
 
 const disk = "bench";
-const ours: StepTraits = { role: "tidemark", unit: "bytes" };
-const yardstick: StepTraits = { role: "yardstick", unit: "bytes" };
 
 /**
  * A first replication, against a plain upload of the same image, and into an encrypted vault. Both

@@ -26,7 +26,7 @@ import { isInstalled, runProgram, startServer } from "../live/programs.ts";
 import { nbdUri } from "../live/protecting-process.ts";
 import type { BenchConfig } from "../options.ts";
 import type { CaseOutcome } from "../report.ts";
-import { StepLog } from "../steps.ts";
+import { ours, StepLog, yardstick } from "../steps.ts";
 import type { Mark } from "../targets.ts";
 import { getCeiling, type StoredPages, storedSegments, yardstickLanes } from "../yardsticks.ts";
 import { writeFirst } from "./first-flush.ts";
@@ -60,7 +60,7 @@ export async function benchInstant(config: BenchConfig, store: Sink): Promise<Ca
     try {
       await log.time(
         "first replication, fresh vault",
-        { role: "tidemark", unit: "bytes" },
+        ours,
         0,
         async () => await place.inVault(async (vault) => await vault.replicate({ disk, volume, signal })),
         ({ scannedBytes }) => scannedBytes,
@@ -148,7 +148,7 @@ class InstantRuns {
     run: number,
     work: () => Promise<number>,
   ): Promise<void> {
-    await this.#log.time(step, { role: "yardstick", unit: "bytes" }, run, work, (bytes) => bytes);
+    await this.#log.time(step, yardstick, run, work, (bytes) => bytes);
   }
 
   async #peer(qcow2: string, run: number): Promise<number> {
@@ -176,21 +176,11 @@ class InstantRuns {
     await this.#served(`idle-${run}`, async (process, { socket, servedMs }) => {
       const servedAt = performance.now();
       const { offset, bytes } = await readFirst(process.uri, spanBytes, signal);
-      this.#log.add(
-        firstStep,
-        { role: "tidemark", unit: "bytes" },
-        granuleBytes,
-        servedMs + performance.now() - servedAt,
-      );
+      this.#log.add(firstStep, ours, granuleBytes, servedMs + performance.now() - servedAt);
       await writeFirst(socket, disk, offset, bytes);
-      this.#log.add(
-        flushStep,
-        { role: "tidemark", unit: "bytes" },
-        granuleBytes,
-        servedMs + performance.now() - servedAt,
-      );
+      this.#log.add(flushStep, ours, granuleBytes, servedMs + performance.now() - servedAt);
       begin(copyStep, run);
-      this.#log.add(copyStep, { role: "tidemark", unit: "bytes" }, spanBytes, await process.hydrate());
+      this.#log.add(copyStep, ours, spanBytes, await process.hydrate());
       if (run === 0) {
         begin("compare the copy with the disk");
         const copy = await NbdVolume.open(process.uri, { signal });

@@ -7,7 +7,7 @@ import { granuleBytes } from "../../engine/internal.ts";
 import { peerMarks } from "../cycles.ts";
 import type { BenchConfig } from "../options.ts";
 import type { CaseOutcome } from "../report.ts";
-import { StepLog } from "../steps.ts";
+import { ours, StepLog } from "../steps.ts";
 import { type FioFigures, runFio } from "./fio.ts";
 import { findLimit } from "./limit.ts";
 import { onDemandMs } from "./orders.ts";
@@ -46,7 +46,7 @@ export async function benchBurst(config: BenchConfig, store: Sink): Promise<Case
         log.add("random writes of 4 KiB over NBD", { role: "tidemark", unit: "operations" }, requests, elapsedMs);
         const point = await log.time(
           burstStep,
-          { role: "tidemark", unit: "bytes" },
+          ours,
           run,
           async () => await process.point(),
           ({ changedBytes }) => changedBytes,

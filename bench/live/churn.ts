@@ -5,7 +5,7 @@
 import type { Sink } from "../../engine/index.ts";
 import type { BenchConfig } from "../options.ts";
 import type { CaseOutcome } from "../report.ts";
-import { StepLog } from "../steps.ts";
+import { ours, StepLog } from "../steps.ts";
 import type { Mark } from "../targets.ts";
 import { runFio } from "./fio.ts";
 import { findLimit, highestRate, megabytes, searchSecondsMax } from "./limit.ts";
@@ -45,8 +45,8 @@ export async function benchChurn(config: BenchConfig, store: Sink): Promise<Case
         return await churn(config, process, { sizeBytes, bytesPerSecond, seconds });
       };
       const asked = await load(live.bytesPerSecond, live.seconds);
-      log.add("random writes of 16 KiB, protected", { role: "tidemark", unit: "bytes" }, asked.bytes, asked.elapsedMs);
-      log.add("until all of it is committed", { role: "tidemark", unit: "bytes" }, asked.leftBytes, asked.leftMs);
+      log.add("random writes of 16 KiB, protected", ours, asked.bytes, asked.elapsedMs);
+      log.add("until all of it is committed", ours, asked.leftBytes, asked.leftMs);
       const marks = marksOf(config, live.bytesPerSecond, asked);
       const limit = await findLimit(config, highestRate, { value: live.bytesPerSecond, marks }, async (rate) =>
         marksOf(config, rate, await load(rate, Math.min(searchSecondsMax, live.seconds))),

@@ -8,7 +8,7 @@ import type { Sink } from "../../engine/index.ts";
 import { TidemarkError } from "../../engine/index.ts";
 import type { BenchConfig } from "../options.ts";
 import type { CaseOutcome } from "../report.ts";
-import { StepLog, type StepTraits } from "../steps.ts";
+import { ours, StepLog } from "../steps.ts";
 import { type FioJob, runFio, runFioUntil } from "./fio.ts";
 import { LivePlace } from "./place.ts";
 
@@ -18,7 +18,6 @@ const requestBytes = 65_536;
  * is measured.
  */
 const loadBytesPerSecond = 50_000_000;
-const ours: StepTraits = { role: "tidemark", unit: "bytes" };
 const restartStep = "restart to committed point";
 
 /**

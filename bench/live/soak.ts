@@ -11,7 +11,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { type Sink, systemCode, TidemarkError } from "../../engine/index.ts";
 import type { BenchConfig } from "../options.ts";
 import type { CaseOutcome } from "../report.ts";
-import { median, StepLog } from "../steps.ts";
+import { median, ours, StepLog } from "../steps.ts";
 import type { Mark } from "../targets.ts";
 import { type FioFigures, runFio } from "./fio.ts";
 import { findLimit, highestRate, megabytes } from "./limit.ts";
@@ -62,7 +62,7 @@ export async function benchSoak(config: BenchConfig, store: Sink): Promise<CaseO
         const { bytesPerSecond: value } = live;
         const asked = await load(config, process, sizeBytes, value);
         const { bytes, elapsedMs } = asked.figures;
-        log.add("random writes of 16 KiB, protected", { role: "tidemark", unit: "bytes" }, bytes, elapsedMs);
+        log.add("random writes of 16 KiB, protected", ours, bytes, elapsedMs);
         const { points, failures, peakRssBytes } = await process.ask({ kind: "status" });
         const marks = marksOf(config, asked);
         // As long as the soak each: a shorter one shows no slope.
