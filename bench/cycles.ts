@@ -17,19 +17,17 @@ import type {
   VerifySummary,
 } from "../engine/index.ts";
 import { FileVolume, TidemarkError, Vault } from "../engine/index.ts";
-import { granuleBytes } from "../engine/internal.ts";
+import { closing, granuleBytes } from "../engine/internal.ts";
 import { contentHash, copySparsely, type ImageFacts, imageFacts, scatterWrites } from "./image.ts";
 import { peakRssBytes } from "./machine.ts";
 import { NestedSink } from "./nested-sink.ts";
 import type { BenchConfig, PeerStep } from "./options.ts";
 import type { CaseOutcome } from "./report.ts";
-import { StepLog, type StepTraits } from "./steps.ts";
+import { ours, StepLog, yardstick } from "./steps.ts";
 import type { Mark } from "./targets.ts";
 import { getCeiling, readOnce, storedSegments, uploadPlainly, writeDurably, yardstickLanes } from "./yardsticks.ts";
 
 const disk = "bench";
-const ours: StepTraits = { role: "tidemark", unit: "bytes" };
-const yardstick: StepTraits = { role: "yardstick", unit: "bytes" };
 
 /**
  * A first replication, against a plain upload of the same image, and into an encrypted vault. Both
@@ -256,7 +254,7 @@ async function inFreshVault(
 /** Lends a part of the store in which nothing is, and empties it again. */
 async function inFreshPlace(store: Sink, work: (sink: NestedSink) => Promise<void>): Promise<void> {
   const sink = new NestedSink(store, `bench-${randomUUID()}/`);
-  await sink.emptiedAfter(async () => await work(sink));
+  await closing(sink, async () => await work(sink));
 }
 
 /** One cycle as the command line runs it: the vault is opened for it, or created. */

@@ -58,6 +58,8 @@ interface CaseTraits {
   readonly seconds?: number;
   readonly bytesPerSecond?: number;
   readonly points?: number;
+  /** What `--find-limit` looks for the highest of. */
+  readonly limit?: string;
   /** Default size of the disk that it makes, and of the part of it that is written. */
   readonly diskBytes?: number;
   readonly hotBytes?: number;
@@ -91,6 +93,7 @@ export const cases: Readonly<Record<BenchKind, CaseTraits>> = {
     image: "optional",
     isShared: true,
     seconds: 2,
+    limit: "rate of changes that a cycle drains while 4 KiB writes keep their marks",
     diskBytes: gibibyte,
   },
   burst: {
@@ -99,6 +102,7 @@ export const cases: Readonly<Record<BenchKind, CaseTraits>> = {
     isShared: true,
     takesPeers: true,
     writes: 20_000,
+    limit: "number of writes that are committed in time",
     diskBytes: 8 * gibibyte,
   },
   churn: {
@@ -107,6 +111,7 @@ export const cases: Readonly<Record<BenchKind, CaseTraits>> = {
     isMeasuredOnce: true,
     seconds: 60,
     bytesPerSecond: 100_000_000,
+    limit: "rate that keeps all marks",
     diskBytes: 8 * gibibyte,
   },
   restart: {
@@ -122,6 +127,7 @@ export const cases: Readonly<Record<BenchKind, CaseTraits>> = {
     isMeasuredOnce: true,
     seconds: 3_600,
     bytesPerSecond: 20_000_000,
+    limit: "rate that keeps all marks, with a load as long as this for each",
     diskBytes: gibibyte,
   },
   mount: {
@@ -135,6 +141,7 @@ export const cases: Readonly<Record<BenchKind, CaseTraits>> = {
     description: "a disk that runs at once from a point: first read and flush, copying, and fio meanwhile",
     isShared: true,
     seconds: 20,
+    limit: "rate of a guest that is kept while copying",
     ...sparse,
   },
   failover: {

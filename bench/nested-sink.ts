@@ -1,6 +1,6 @@
 /**
  * Nested sink: a store within a store, under a prefix of its own. Each run has a fresh vault in the
- * container it is given, touches nothing that was there before, and can remove what it wrote.
+ * container it is given, touches nothing that was there before, and removes what it wrote when it is disposed of.
  */
 import type { CallOptions, ListedObject, Sink, TidemarkError } from "../engine/index.ts";
 import { hasCode } from "../engine/index.ts";
@@ -19,21 +19,11 @@ export class NestedSink extends SinkDecorator {
     return `${super.description} (${this.#prefix})`;
   }
 
-  /** Empties the prefix after `work`. Errors: those of `work`, else LEASE_HELD. */
-  async emptiedAfter<Result>(work: () => Promise<Result>): Promise<Result> {
-    const [outcome] = await Promise.allSettled([work()]);
-    const [emptied] = await Promise.allSettled([this.removeAll()]);
-    // What ended the work says more than what then went wrong while it was put away.
-    if (outcome.status === "rejected") throw outcome.reason;
-    if (emptied.status === "rejected") throw emptied.reason;
-    return outcome.value;
-  }
-
   /**
    * Deletes what can be deleted under the prefix, and only then says what is still leased: by a
-   * process that was killed, until its lease ends. Errors: LEASE_HELD.
+   * process that was killed, until its lease ends. The outer sink stays open. Errors: LEASE_HELD.
    */
-  async removeAll(): Promise<void> {
+  override async [Symbol.asyncDispose](): Promise<void> {
     const names: string[] = [];
     for await (const { name } of this.list("")) names.push(name);
     let leased: TidemarkError | undefined;
@@ -61,10 +51,5 @@ export class NestedSink extends SinkDecorator {
     for await (const object of super.list(this.#prefix + prefix, options)) {
       yield { ...object, name: object.name.slice(this.#prefix.length) };
     }
-  }
-
-  /** Does nothing: the outer sink is not ours. */
-  override async [Symbol.asyncDispose](): Promise<void> {
-    await Promise.resolve();
   }
 }

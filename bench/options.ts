@@ -4,7 +4,7 @@ import type { Sink } from "../engine/index.ts";
 import { systemCode, TidemarkError } from "../engine/index.ts";
 import { workersDefault } from "../engine/internal.ts";
 import { imageFactsOf } from "./image.ts";
-import { type BenchKind, cases } from "./kinds.ts";
+import { type BenchKind, benchKinds, cases } from "./kinds.ts";
 import type { StoreAddress } from "./live/orders.ts";
 import { size } from "./quantities.ts";
 import { type MarkOf, marksOf, readTargets } from "./targets.ts";
@@ -58,7 +58,7 @@ export interface BenchOptions {
   readonly seconds?: number | undefined;
   /** Bytes written a second, from 1 MB (10⁶ bytes). */
   readonly bytesPerSecond?: number | undefined;
-  /** `churn`: look for the highest rate that holds. Default: false. */
+  /** Look for the highest load that holds, in cases that have one. Default: false. */
   readonly findLimit?: boolean | undefined;
   /** Time between points in ms. Default: 5,000. */
   readonly cycleMs?: number | undefined;
@@ -133,6 +133,7 @@ export interface BenchConfig
   readonly begin: (step: string, run?: number) => void;
 }
 
+const limitKinds = benchKinds.filter((kind) => cases[kind].limit !== undefined);
 const megabyte = 1_000_000;
 const tebibyte = 2 ** 40;
 const imageBytesMin = 2 ** 20;
@@ -177,6 +178,8 @@ export async function resolveOptions(options: BenchOptions, temporaryFolder: str
   if (traits.isShared === true && (storeAddress === undefined || storeAddress.address.startsWith("memory:"))) {
     faults.push(`the case ${kind} needs a store that another process can open`);
   }
+  if (findLimit && traits.limit === undefined)
+    faults.push(`the case ${kind} has no limit to find; these have: ${limitKinds.join(", ")}`);
   if (faults.length > 0)
     throw new TidemarkError("INVALID_ARGUMENT", faults.join("; "), { remedy: "change what is named" });
   if (image !== "") {

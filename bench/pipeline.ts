@@ -16,7 +16,7 @@ import { Lz4Comparison, lz4Marks } from "./lz4-comparison.ts";
 import { peakRssBytes } from "./machine.ts";
 import type { BenchConfig } from "./options.ts";
 import type { CaseOutcome } from "./report.ts";
-import { StepLog } from "./steps.ts";
+import { ours, StepLog, yardstick } from "./steps.ts";
 import type { Stage } from "./trace.ts";
 
 /** As much as is read, and worked through kernel by kernel, at a time. */
@@ -59,13 +59,13 @@ export async function benchPipeline(config: BenchConfig): Promise<CaseOutcome> {
       const bare = await runKernels(volume, blockBytes, others, config.signal);
       config.begin("LZ4 of others", run);
       for (const { name, bytes, elapsedMs } of await others.finish(config.signal))
-        log.add(name, { role: "yardstick", unit: "bytes" }, bytes, elapsedMs);
+        log.add(name, yardstick, bytes, elapsedMs);
       Object.assign(counts, others.counts);
       for (const name of kernelNames)
         log.add(name, { role: "kernel", unit: "bytes" }, bare[name].bytes, bare[name].elapsedMs);
       const sumMs = kernelNames.reduce((sum, name) => sum + bare[name].elapsedMs, 0);
       config.trace.stages(stagesOf(cpu, bare, sumMs));
-      log.add(boundStep, { role: "yardstick", unit: "bytes" }, bare.fingerprint.bytes, sumMs / config.workers);
+      log.add(boundStep, yardstick, bare.fingerprint.bytes, sumMs / config.workers);
     }
     const reached = log.medianMs(boundStep) / log.medianMs(cycleStep);
     return {
@@ -104,13 +104,7 @@ async function cycle(
       await vault.close();
     }
   };
-  const { summary, blockBytes } = await log.time(
-    cycleStep,
-    { role: "tidemark", unit: "bytes" },
-    run,
-    replicate,
-    (done) => done.summary.scannedBytes,
-  );
+  const { summary, blockBytes } = await log.time(cycleStep, ours, run, replicate, (done) => done.summary.scannedBytes);
   await sink[Symbol.asyncDispose]();
   await rm(stateFolder, { recursive: true, force: true });
   const { scannedBytes, changedBytes, dedupedBytes, newBytes, storedBytes } = summary;

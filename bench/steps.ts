@@ -10,6 +10,10 @@ export interface StepTraits {
   readonly unit: "bytes" | "operations";
 }
 
+/** Bytes that Tidemark moves, and those that a yardstick does. */
+export const ours: StepTraits = { role: "tidemark", unit: "bytes" };
+export const yardstick: StepTraits = { role: "yardstick", unit: "bytes" };
+
 /** One step as it is reported. */
 export interface Step extends StepTraits {
   readonly name: string;

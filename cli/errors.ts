@@ -109,6 +109,11 @@ export function errorStacks(error: unknown): string {
   return withoutSecrets(stacks.join("\ncaused by "));
 }
 
+/** INVALID_ARGUMENT of flags, a request or an answer. */
+export function wrongInput(message: string, remedy: string): TidemarkError {
+  return new TidemarkError("INVALID_ARGUMENT", message, { remedy });
+}
+
 /** Translates what commander says about words that `command` cannot parse. */
 export function wrongUse(error: CommanderError, command: string): TidemarkError {
   const [first = "", ...rest] = error.message.replace(/^error: /, "").split("\n");

@@ -3,6 +3,8 @@
  * promised: it may change in any release.
  */
 
+// Work that has to be closed, whatever becomes of it.
+export { closing } from "./closing.ts";
 // Fast copies from and to memory that threads share.
 export { copyBytes } from "./copy-bytes.ts";
 // Addresses of NBD servers as users write them.

@@ -26,6 +26,7 @@ export interface Notice {
     | "LABEL_NOT_SAVED"
     | "PRUNE_FAILED"
     | "DISK_SKIPPED"
+    | "DISK_UNFINISHED"
     | "VAULT_AT_RISK"
     | "SOURCE_CHANGED"
     | "SOURCE_UNREACHED"

@@ -89,7 +89,7 @@ export async function benchPeers(config: BenchConfig, store: Sink): Promise<Case
   } finally {
     await volume.close();
     for (const { end } of peers) await end?.();
-    await sink.removeAll();
+    await sink[Symbol.asyncDispose]();
   }
 }
 

@@ -20,7 +20,7 @@ import { peakRssBytes } from "../machine.ts";
 import { NestedSink } from "../nested-sink.ts";
 import type { BenchConfig } from "../options.ts";
 import type { CaseOutcome } from "../report.ts";
-import { median, StepLog } from "../steps.ts";
+import { median, ours, StepLog } from "../steps.ts";
 import type { Mark } from "../targets.ts";
 
 interface Settings {
@@ -118,7 +118,7 @@ async function compare(
         config.begin(each.name, run);
         const { summary, elapsedMs } = await firstReplication(config, volume, store, each);
         each.summary = summary;
-        log.add(each.name, { role: "tidemark", unit: "bytes" }, summary.scannedBytes, elapsedMs);
+        log.add(each.name, ours, summary.scannedBytes, elapsedMs);
       }
     }
     const counts = Object.fromEntries(
@@ -159,7 +159,6 @@ async function firstReplication(
   } finally {
     await vault.close();
     await other.close();
-    if (sink instanceof NestedSink) await sink.removeAll();
-    else await sink[Symbol.asyncDispose]();
+    await sink[Symbol.asyncDispose]();
   }
 }

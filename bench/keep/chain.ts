@@ -10,7 +10,7 @@ import { granuleBytes } from "../../engine/internal.ts";
 import { randomWords } from "../image.ts";
 import { onDemandMs, policyOf } from "../live/orders.ts";
 import type { BenchConfig } from "../options.ts";
-import type { StepLog } from "../steps.ts";
+import { ours, type StepLog } from "../steps.ts";
 import type { KeepPlace } from "./place.ts";
 
 export const chainDisk = "chain";
@@ -58,13 +58,7 @@ export async function makeChain(config: BenchConfig, place: KeepPlace, log: Step
         newest = (await protection.point({ signal })).sequence;
       }
     };
-    await log.time(
-      "points, one after the other",
-      { role: "tidemark", unit: "bytes" },
-      0,
-      make,
-      () => writer.writtenBytes,
-    );
+    await log.time("points, one after the other", ours, 0, make, () => writer.writtenBytes);
     const metadataBytesAPoint = (place.sink.putBytes - before) / (newest - first);
     await protection.stop({ drain: false });
     return { image, ...writer.last, metadataBytesAPoint };

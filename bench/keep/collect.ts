@@ -30,7 +30,7 @@ import { ProtectingProcess } from "../live/protecting-process.ts";
 import { peakRssBytes } from "../machine.ts";
 import type { BenchConfig } from "../options.ts";
 import type { CaseOutcome } from "../report.ts";
-import { StepLog } from "../steps.ts";
+import { ours, StepLog } from "../steps.ts";
 import { storedSegments } from "../yardsticks.ts";
 import { MadeVolume } from "./made-volume.ts";
 import { KeepPlace, sameHash } from "./place.ts";
@@ -137,13 +137,7 @@ async function makeDead(config: BenchConfig, place: KeepPlace, log: StepLog, dea
     return storedBytes;
   };
   const everything = async (): Promise<number> => await replicate([{ offset: 0, length: sizeBytes }]);
-  await log.time(
-    "store what will be dead",
-    { role: "tidemark", unit: "bytes" },
-    0,
-    everything,
-    (storedBytes) => storedBytes,
-  );
+  await log.time("store what will be dead", ours, 0, everything, (storedBytes) => storedBytes);
   config.begin("drop the point that needs it");
   const survivors = Array.from({ length: wholes }, (_, index) => ({
     offset: index * survivorEveryBytes,
@@ -203,7 +197,7 @@ async function measure(config: BenchConfig, place: KeepPlace, log: StepLog, imag
         async (until) =>
           await log.time(
             collectStep,
-            { role: "tidemark", unit: "bytes" },
+            ours,
             0,
             async () => await place.inVault(async (vault) => await vault.collect({ signal: until })),
             ({ storedBytesBefore, storedBytesAfter }) => storedBytesBefore - storedBytesAfter,

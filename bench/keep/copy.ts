@@ -11,7 +11,7 @@ import { imageFactsOf } from "../image.ts";
 import { peakRssBytes } from "../machine.ts";
 import type { BenchConfig } from "../options.ts";
 import type { CaseOutcome } from "../report.ts";
-import { StepLog } from "../steps.ts";
+import { ours, StepLog, yardstick } from "../steps.ts";
 import { copyPlainly, getCeiling, putCeiling, storedSegments, yardstickLanes } from "../yardsticks.ts";
 import { fillFront } from "./front-disk.ts";
 import { KeepPlace } from "./place.ts";
@@ -23,7 +23,6 @@ const [getStep, putStep, plainStep] = [
   `Put ceiling, 4 MiB × ${yardstickLanes}`,
   `plain copy, 4 MiB × ${yardstickLanes}`,
 ] as const;
-const yardstick = { role: "yardstick", unit: "bytes" } as const;
 
 export async function benchCopy(config: BenchConfig, store: Sink): Promise<CaseOutcome> {
   const log = new StepLog(config);
@@ -57,7 +56,7 @@ export async function benchCopy(config: BenchConfig, store: Sink): Promise<CaseO
             async (to) => {
               const summary = await log.time(
                 copyStep,
-                { role: "tidemark", unit: "bytes" },
+                ours,
                 run,
                 async () => await from.copyTo(to, { signal }),
                 () => storedBytes,

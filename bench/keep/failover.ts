@@ -20,7 +20,7 @@ import { onDemandMs, policyOf } from "../live/orders.ts";
 import { peakRssBytes } from "../machine.ts";
 import type { BenchConfig } from "../options.ts";
 import type { CaseOutcome } from "../report.ts";
-import { StepLog } from "../steps.ts";
+import { ours, StepLog, yardstick } from "../steps.ts";
 import type { Mark } from "../targets.ts";
 import { fillFront, frontHashOf } from "./front-disk.ts";
 import { KeepPlace, sameHash } from "./place.ts";
@@ -32,8 +32,6 @@ const littleBytes: number = 100 * 1024 * 1024;
 const [smallStep, largeStep] = ["planned, 8 GiB disk", "planned, large disk"] as const;
 const [fullStep, changeStep] = ["materialize in full", "change-point"] as const;
 const [bareStep, backStep] = ["materialize the changed extents", "failback"] as const;
-const ours = { role: "tidemark", unit: "bytes" } as const;
-const yardstick = { role: "yardstick", unit: "bytes" } as const;
 
 export async function benchFailover(config: BenchConfig, store: Sink): Promise<CaseOutcome> {
   const log = new StepLog(config);

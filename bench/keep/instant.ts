@@ -10,6 +10,9 @@
  *     store before nearly everything is there, in any order of the copy: it is a mean over the
  *     whole load, and the load is longer than the copying.
  *
+ * The limit is the highest rate that a guest on an eighth gets, and beside which the copy keeps half of its
+ * idle speed.
+ *
  * What needs fio or QEMU is left out where they are not installed. The copied image is compared with
  * the disk. The first write is one of what is there.
  */
@@ -17,12 +20,13 @@ import { join } from "node:path";
 import { FileVolume, NbdVolume, type Sink, TidemarkError } from "../../engine/index.ts";
 import { granuleBytes } from "../../engine/internal.ts";
 import { imageFacts } from "../image.ts";
-import { runFio } from "../live/fio.ts";
+import { type FioFigures, type FioJob, runFio } from "../live/fio.ts";
+import { findLimit, highestRate, megabytes } from "../live/limit.ts";
 import { isInstalled, runProgram, startServer } from "../live/programs.ts";
 import { nbdUri } from "../live/protecting-process.ts";
 import type { BenchConfig } from "../options.ts";
 import type { CaseOutcome } from "../report.ts";
-import { StepLog } from "../steps.ts";
+import { ours, StepLog, yardstick } from "../steps.ts";
 import type { Mark } from "../targets.ts";
 import { getCeiling, type StoredPages, storedSegments, yardstickLanes } from "../yardsticks.ts";
 import { writeFirst } from "./first-flush.ts";
@@ -56,7 +60,7 @@ export async function benchInstant(config: BenchConfig, store: Sink): Promise<Ca
     try {
       await log.time(
         "first replication, fresh vault",
-        { role: "tidemark", unit: "bytes" },
+        ours,
         0,
         async () => await place.inVault(async (vault) => await vault.replicate({ disk, volume, signal })),
         ({ scannedBytes }) => scannedBytes,
@@ -69,11 +73,12 @@ export async function benchInstant(config: BenchConfig, store: Sink): Promise<Ca
         qcow2: await qcow2Of(config, made.image),
       });
       for (let run = 0; run < config.runs; run += 1) await bench.run(run);
+      const limit = await bench.limit();
       return {
         image: { ...(await imageFacts(volume)), path: "a new disk" },
         steps: log.steps(),
         marks: marksOf(config, log),
-        counts: bench.counts,
+        counts: { ...bench.counts, ...limit },
         hashes: { image: bench.of.wanted, point: bench.hash },
         peakRssBytes: bench.peakRssBytes,
       };
@@ -120,12 +125,30 @@ class InstantRuns {
     if (qcow2 !== undefined) await this.#yardstick(peerStep, run, async () => await this.#peer(qcow2, run));
   }
 
+  async limit(): Promise<Readonly<Record<string, number>>> {
+    const { mark, live, begin } = this.#config;
+    if (!live.findLimit) return {};
+    const marksAt = async (rate: number): Promise<Mark[]> =>
+      await this.#served(`limit-${rate}`, async (process) => {
+        const name = `guest, ${megabytes(rate)}`;
+        begin(name);
+        const guest = { uri: process.uri, spanBytes: this.of.spanBytes / partOfData, bytesPerSecondMax: rate };
+        const { bytes, elapsedMs } = await this.#load(name, guest, live.seconds / partOfTime);
+        return [
+          mark("guest, of the wanted rate", bytes / (elapsedMs / 1_000) / rate),
+          mark("copy beside that guest, of idle", this.#log.medianMs(copyStep) / (await process.hydrate())),
+        ];
+      });
+    const value = live.bytesPerSecond;
+    return await findLimit(this.#config, highestRate, { value, marks: await marksAt(value) }, marksAt);
+  }
+
   async #yardstick(
     step: typeof ceilingStep | typeof peerStep,
     run: number,
     work: () => Promise<number>,
   ): Promise<void> {
-    await this.#log.time(step, { role: "yardstick", unit: "bytes" }, run, work, (bytes) => bytes);
+    await this.#log.time(step, yardstick, run, work, (bytes) => bytes);
   }
 
   async #peer(qcow2: string, run: number): Promise<number> {
@@ -153,21 +176,11 @@ class InstantRuns {
     await this.#served(`idle-${run}`, async (process, { socket, servedMs }) => {
       const servedAt = performance.now();
       const { offset, bytes } = await readFirst(process.uri, spanBytes, signal);
-      this.#log.add(
-        firstStep,
-        { role: "tidemark", unit: "bytes" },
-        granuleBytes,
-        servedMs + performance.now() - servedAt,
-      );
+      this.#log.add(firstStep, ours, granuleBytes, servedMs + performance.now() - servedAt);
       await writeFirst(socket, disk, offset, bytes);
-      this.#log.add(
-        flushStep,
-        { role: "tidemark", unit: "bytes" },
-        granuleBytes,
-        servedMs + performance.now() - servedAt,
-      );
+      this.#log.add(flushStep, ours, granuleBytes, servedMs + performance.now() - servedAt);
       begin(copyStep, run);
-      this.#log.add(copyStep, { role: "tidemark", unit: "bytes" }, spanBytes, await process.hydrate());
+      this.#log.add(copyStep, ours, spanBytes, await process.hydrate());
       if (run === 0) {
         begin("compare the copy with the disk");
         const copy = await NbdVolume.open(process.uri, { signal });
@@ -196,22 +209,23 @@ class InstantRuns {
     }
   }
 
-  async #served(
+  async #served<Result>(
     name: string,
-    work: (process: MountingProcess, of: { readonly socket: string; readonly servedMs: number }) => Promise<void>,
-  ): Promise<void> {
+    work: (process: MountingProcess, of: { readonly socket: string; readonly servedMs: number }) => Promise<Result>,
+  ): Promise<Result> {
     const { temporaryFolder, workers, signal, live } = this.#config;
     const socket = join(temporaryFolder, `${name}.sock`);
     const image = join(temporaryFolder, `${name}.img`);
     const plan = { store: live.storeAddress, prefix: this.#place.prefix, disk, workers, socket, image };
     const { process, servedMs } = await MountingProcess.start(plan, signal);
     try {
-      await work(process, { socket, servedMs });
+      const result = await work(process, { socket, servedMs });
       const { summary, peakRssBytes } = await process.stop();
       this.peakRssBytes = Math.max(this.peakRssBytes, peakRssBytes);
       const what = name.replace(/-\d+$/, "");
       this.counts = { ...this.counts, [`${what}, fetchedBytes`]: summary.bytesFetched };
       if ("hydratedBytes" in summary) this.counts = { ...this.counts, [`${what}, copiedBytes`]: summary.hydratedBytes };
+      return result;
     } finally {
       await process.end();
     }
@@ -224,19 +238,8 @@ class InstantRuns {
     spanBytes: number,
     seconds: number,
   ): Promise<void> {
-    const { seed, begin } = this.#config;
-    begin(step, run);
-    const { requests, elapsedMs, p99Us } = await runFio(this.#config, {
-      uri,
-      pattern: "randrw",
-      readPercent,
-      requestBytes: granuleBytes,
-      spanBytes,
-      extent: { seconds },
-      freshData: false,
-      seed: seed + run,
-      traced: step,
-    });
+    this.#config.begin(step, run);
+    const { requests, elapsedMs, p99Us } = await this.#load(step, { uri, spanBytes }, seconds, run);
     this.#log.add(
       step,
       { role: step === copiedStep ? "yardstick" : "tidemark", unit: "operations" },
@@ -244,6 +247,24 @@ class InstantRuns {
       elapsedMs,
     );
     this.counts = { ...this.counts, [`${step}, p99Us`]: Math.round(p99Us) };
+  }
+
+  async #load(
+    traced: string,
+    at: Pick<FioJob, "uri" | "spanBytes" | "bytesPerSecondMax">,
+    seconds: number,
+    run = 0,
+  ): Promise<FioFigures> {
+    return await runFio(this.#config, {
+      ...at,
+      pattern: "randrw",
+      readPercent,
+      requestBytes: granuleBytes,
+      extent: { seconds },
+      freshData: false,
+      seed: this.#config.seed + run,
+      traced,
+    });
   }
 }
 

@@ -21,7 +21,7 @@ import { startServer } from "../live/programs.ts";
 import { nbdUri } from "../live/protecting-process.ts";
 import type { BenchConfig } from "../options.ts";
 import type { CaseOutcome } from "../report.ts";
-import { StepLog } from "../steps.ts";
+import { ours, StepLog, yardstick } from "../steps.ts";
 import type { Mark } from "../targets.ts";
 import { getCeiling, type StoredPages, storedSegments, yardstickLanes } from "../yardsticks.ts";
 import { type FrontDisk, frontHash, frontHashOf, makeFrontDisk, readFirst } from "./front-disk.ts";
@@ -49,7 +49,7 @@ export async function benchMount(config: BenchConfig, store: Sink): Promise<Case
       const { signal } = config;
       await log.time(
         "first replication, fresh vault",
-        { role: "tidemark", unit: "bytes" },
+        ours,
         0,
         async () => await place.inVault(async (vault) => await vault.replicate({ disk, volume, signal })),
         ({ scannedBytes }) => scannedBytes,
@@ -113,7 +113,7 @@ class MountRuns {
     const { segments } = this.#of;
     const ceiling = async (): Promise<void> => {
       const read = async (): Promise<number> => await getCeiling(this.#place.sink, segments, signal);
-      await this.#log.time(ceilingStep, { role: "yardstick", unit: "bytes" }, run, read, (bytesRead) => bytesRead);
+      await this.#log.time(ceilingStep, yardstick, run, read, (bytesRead) => bytesRead);
     };
     if (run % 2 === 1) await ceiling();
     const { summary, peakRssBytes } = await this.#mounted(run);
@@ -140,7 +140,7 @@ class MountRuns {
       await readFirst(process.uri, this.#of.spanBytes, signal);
       // How long Node takes to start is told apart: it is the same for every program.
       const firstMs = servedMs + performance.now() - servedAt;
-      this.#log.add(firstStep, { role: "tidemark", unit: "bytes" }, granuleBytes, firstMs);
+      this.#log.add(firstStep, ours, granuleBytes, firstMs);
       this.counts = { ...this.counts, processStartMs: Math.round(servedAt - startedAt - servedMs) };
       await this.#fio(sequentialStep, process.uri, run, {
         pattern: "read",

@@ -8,7 +8,7 @@ import { imageFactsOf } from "../image.ts";
 import { peakRssBytes } from "../machine.ts";
 import type { BenchConfig } from "../options.ts";
 import type { CaseOutcome } from "../report.ts";
-import { StepLog } from "../steps.ts";
+import { ours, StepLog, yardstick } from "../steps.ts";
 import { type Chain, chainDisk, makeChain } from "./chain.ts";
 import { KeepPlace } from "./place.ts";
 
@@ -28,7 +28,7 @@ export async function benchOpen(config: BenchConfig, store: Sink): Promise<CaseO
       counts = { openReadBytes: recorded.readBytes };
       await log.time(
         "the same objects, bare",
-        { role: "yardstick", unit: "bytes" },
+        yardstick,
         run,
         async () => await recorded.repeat(place.sink, `bare-${run}/`, config.signal),
         (bytes) => bytes,
@@ -74,7 +74,7 @@ async function openOnce(
   await place.inVault(async (vault) => {
     await using mount = await vault.mount({ disk: chainDisk, point: "latest", signal });
     await mount.device.read(chain.offset, bytes);
-    log.add(openStep, { role: "tidemark", unit: "bytes" }, bytes.length, performance.now() - startedAt);
+    log.add(openStep, ours, bytes.length, performance.now() - startedAt);
   }, recorded);
   if (bytes.equals(chain.bytes)) return;
   throw new TidemarkError("DAMAGED", `the newest point does not hold what was written at ${chain.offset} of its disk`, {

@@ -6,6 +6,7 @@ import { randomUUID } from "node:crypto";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { type Sink, TidemarkError, Vault, type VaultParameters } from "../../engine/index.ts";
+import { closing } from "../../engine/internal.ts";
 import { contentHash, makeSparse } from "../image.ts";
 import type { BenchConfig } from "../options.ts";
 import { RecordingSink } from "./recording-sink.ts";
@@ -30,7 +31,7 @@ export class KeepPlace {
     work: (place: KeepPlace) => Promise<Result>,
   ): Promise<Result> {
     const place = new KeepPlace(config, store);
-    return await place.sink.emptiedAfter(async () => await work(place));
+    return await closing(place.sink, async () => await work(place));
   }
 
   /** The place once more, with a record of its own. */

@@ -1,23 +1,19 @@
 /**
  * Benchmark: a disk that is written without a pause at a given rate. It reports whether every cycle
- * gave its point, the lag at the end, the memory used, and the highest rate that holds.
+ * gave its point, the lag at the end and the memory used.
  */
 import type { Sink } from "../../engine/index.ts";
-import { imageFactsOf } from "../image.ts";
 import type { BenchConfig } from "../options.ts";
 import type { CaseOutcome } from "../report.ts";
-import { StepLog } from "../steps.ts";
-import { isMet, type Mark } from "../targets.ts";
+import { ours, StepLog } from "../steps.ts";
+import type { Mark } from "../targets.ts";
 import { runFio } from "./fio.ts";
+import { findLimit, highestRate, megabytes, searchSecondsMax } from "./limit.ts";
 import type { SeenPoint } from "./orders.ts";
 import { LivePlace } from "./place.ts";
 import type { ProtectingProcess } from "./protecting-process.ts";
 
 const requestBytes = 16_384;
-/** The limit is searched for with loads of this length, until it is known to a tenth. */
-const searchSeconds = 20;
-const searchPrecision = 1.1;
-const searchBytesPerSecondMax = 4_000_000_000;
 
 /** What became of a load. */
 interface Churn {
@@ -40,34 +36,34 @@ export async function benchChurn(config: BenchConfig, store: Sink): Promise<Case
   const log = new StepLog(config);
   const { live } = config;
   return await LivePlace.use(config, store, async (place) => {
-    const { sizeBytes } = await imageFactsOf(place.image);
+    const { sizeBytes } = await place.facts();
     const measured = await place.protecting(live.cycleMs, async (process) => {
       config.begin("first points");
       await process.point();
-      let loads = 0;
       const load = async (bytesPerSecond: number, seconds: number): Promise<Churn> => {
-        // Of the same seed fio would write the same bytes to the same places again.
-        loads += 1;
-        return await churn(config, process, { sizeBytes, bytesPerSecond, seconds, seed: config.seed + loads });
+        config.begin(`random writes, ${megabytes(bytesPerSecond)} for ${seconds} s`);
+        return await churn(config, process, { sizeBytes, bytesPerSecond, seconds });
       };
-      config.begin(`random writes, ${live.bytesPerSecond / 1e6} MB/s for ${live.seconds} s`);
       const asked = await load(live.bytesPerSecond, live.seconds);
-      log.add("random writes of 16 KiB, protected", { role: "tidemark", unit: "bytes" }, asked.bytes, asked.elapsedMs);
-      log.add("until all of it is committed", { role: "tidemark", unit: "bytes" }, asked.leftBytes, asked.leftMs);
-      const highest = live.findLimit ? await findLimit(config, asked, load) : undefined;
+      log.add("random writes of 16 KiB, protected", ours, asked.bytes, asked.elapsedMs);
+      log.add("until all of it is committed", ours, asked.leftBytes, asked.leftMs);
+      const marks = marksOf(config, live.bytesPerSecond, asked);
+      const limit = await findLimit(config, highestRate, { value: live.bytesPerSecond, marks }, async (rate) =>
+        marksOf(config, rate, await load(rate, Math.min(searchSecondsMax, live.seconds))),
+      );
       await process.stop();
-      return { asked, highest };
+      return { asked, marks, limit };
     });
     const hashes = await place.prove();
-    const { asked, highest } = measured;
+    const { asked, marks, limit } = measured;
     return {
-      image: { ...(await imageFactsOf(place.image)), path: "a new disk" },
+      image: await place.facts(),
       steps: log.steps(),
-      marks: marksOf(config, live.bytesPerSecond, asked),
+      marks,
       counts: {
         wantedMegabytesPerSecond: live.bytesPerSecond / 1e6,
         sustainedMegabytesPerSecond: asked.bytesPerSecond / 1e6,
-        ...(highest === undefined ? {} : { highestMegabytesPerSecondThatHold: highest / 1e6 }),
+        ...limit,
         pointsDue: asked.pointsDue,
         pointsCommitted: asked.pointsCommitted,
         longestGapMs: asked.longestGapMs,
@@ -89,7 +85,6 @@ async function churn(
     readonly sizeBytes: number;
     readonly bytesPerSecond: number;
     readonly seconds: number;
-    readonly seed: number;
   },
 ): Promise<Churn> {
   const before = await process.ask({ kind: "status" });
@@ -102,8 +97,9 @@ async function churn(
     extent: { seconds: load.seconds },
     bytesPerSecondMax: load.bytesPerSecond,
     freshData: true,
-    seed: load.seed,
-    traced: `clients, ${(load.bytesPerSecond / 1e6).toFixed(0)} MB/s`,
+    // Of the same seed fio would write the same bytes to the same places again.
+    seed: config.seed + load.bytesPerSecond,
+    traced: `clients, ${megabytes(load.bytesPerSecond)}`,
   });
   const endedAtMs = Date.now();
   const after = await process.ask({ kind: "status" });
@@ -143,26 +139,4 @@ function marksOf({ mark }: BenchConfig, wantedBytesPerSecond: number, load: Chur
     mark("of the wanted rate", load.bytesPerSecond / wantedBytesPerSecond),
     mark("peak memory of the protecting process", load.peakRssBytes),
   ];
-}
-
-/**
- * Doubles the rate while it holds and halves the rest from then on. Returns the highest that held,
- * in bytes a second; 0 for none.
- */
-async function findLimit(
-  config: BenchConfig,
-  asked: Churn,
-  load: (bytesPerSecond: number, seconds: number) => Promise<Churn>,
-): Promise<number> {
-  const { bytesPerSecond } = config.live;
-  const seconds = Math.min(searchSeconds, config.live.seconds);
-  const holds = marksOf(config, bytesPerSecond, asked).every((mark) => isMet(mark) !== false);
-  let [held, failed] = holds ? [bytesPerSecond, Infinity] : [0, bytesPerSecond];
-  while (failed / Math.max(held, 1_000_000) > searchPrecision && held < searchBytesPerSecondMax) {
-    const next = Math.round(failed === Infinity ? held * 2 : held === 0 ? failed / 2 : (held + failed) / 2);
-    config.begin(`random writes, ${(next / 1e6).toFixed(0)} MB/s for ${seconds} s`);
-    if (marksOf(config, next, await load(next, seconds)).every((mark) => isMet(mark) !== false)) held = next;
-    else failed = next;
-  }
-  return held;
 }

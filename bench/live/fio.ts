@@ -19,6 +19,7 @@ export interface FioJob {
   readonly spanBytes: number;
   /** How long, or how many bytes in all. */
   readonly extent: { readonly seconds: number } | { readonly bytes: number };
+  /** Shared by reads and writes as `readPercent` says. */
   readonly bytesPerSecondMax?: number | undefined;
   /** Of `randrw`, how many of 100 requests are reads. Default: 50. */
   readonly readPercent?: number | undefined;
@@ -60,7 +61,7 @@ export async function runFio(config: FioCase, job: FioJob): Promise<FioFigures> 
   const { traced } = job;
   if (traced !== undefined) {
     trace.latency({ name: traced, count: figures.requests, percentiles: figures.percentiles });
-    for (const [atMs, value] of await ratesOf(folder))
+    for (const [atMs, value] of await loggedRates(folder))
       trace.point("written and read by clients", "bytes/s", value, startedAtMs + atMs);
   }
   return figures;
@@ -103,11 +104,17 @@ function words(job: FioJob): string[] {
     ...("seconds" in extent
       ? ["--time_based", `--runtime=${Math.round(extent.seconds * 1_000)}ms`]
       : [`--io_size=${extent.bytes}`]),
-    ...(bytesPerSecondMax === undefined ? [] : [`--rate=${bytesPerSecondMax}`]),
+    ...(bytesPerSecondMax === undefined ? [] : [`--rate=${ratesOf(bytesPerSecondMax, job.readPercent)}`]),
     ...(job.traced === undefined ? [] : [`--write_bw_log=${logName}`, `--log_avg_msec=${logEveryMs(extent)}`]),
     `--percentile_list=${percents.join(":")}`,
     "--output-format=json",
   ];
+}
+
+/** For fio, which limits reads and writes apart. */
+function ratesOf(bytesPerSecond: number, readPercent = 100): string {
+  const reads = Math.round((bytesPerSecond * readPercent) / 100);
+  return readPercent === 100 ? `${reads}` : `${reads},${bytesPerSecond - reads}`;
 }
 
 /** What we read of fio's report. */
@@ -162,7 +169,7 @@ function logEveryMs(extent: FioJob["extent"]): number {
 }
 
 /** Bytes a second over the time since fio began, reads and writes together. */
-async function ratesOf(folder: string): Promise<(readonly [atMs: number, bytesPerSecond: number])[]> {
+async function loggedRates(folder: string): Promise<(readonly [atMs: number, bytesPerSecond: number])[]> {
   const path = join(folder, `${logName}_bw.1.log`);
   const rates = new Map<number, number>();
   for (const line of (await readFile(path, "utf8")).split("\n")) {

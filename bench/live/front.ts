@@ -2,7 +2,8 @@
  * Benchmark: the front end of a protected disk. fio's patterns run against our server while
  * replication rests and while a cycle of the schedule drains to the store, beside qemu-nbd on a disk
  * with the same content; and the time for which a cut holds writes. Then the same without qemu-nbd
- * ("no store") into one that takes 1 Gbit/s and costs no processor time.
+ * ("no store") into one that takes 1 Gbit/s and costs no processor time. The limit is the highest rate of
+ * changes, of which a cycle drains an interval's worth, beside which the first pattern keeps its marks.
  *
  * Both servers and fio are processes of their own on files in the page cache, so the way to the
  * disk is measured and not the disk. The two servers take turns, pattern by pattern.
@@ -11,13 +12,14 @@ import { randomFillSync } from "node:crypto";
 import { open } from "node:fs/promises";
 import { join } from "node:path";
 import { type Sink, throwIfAborted } from "../../engine/index.ts";
-import { copySparsely, imageFactsOf, rangeBytes } from "../image.ts";
+import { copySparsely, rangeBytes } from "../image.ts";
 import type { BenchConfig } from "../options.ts";
 import type { CaseOutcome } from "../report.ts";
 import { median, StepLog, type StepTraits } from "../steps.ts";
 import type { Mark } from "../targets.ts";
 import { benchBarrier } from "./barrier.ts";
 import { type FioFigures, type FioPattern, runFio } from "./fio.ts";
+import { findLimit, highestRate, megabytes } from "./limit.ts";
 import { LivePlace } from "./place.ts";
 import { startServer } from "./programs.ts";
 import { nbdUri, type ProtectingProcess } from "./protecting-process.ts";
@@ -66,7 +68,7 @@ export async function benchFront(config: BenchConfig, store: Sink): Promise<Case
     if (config.image === "") await fill(place.image, live.diskBytes, signal);
     const twin = join(folder, "twin.img");
     await copySparsely(place.image, twin, signal);
-    const { sizeBytes } = await imageFactsOf(place.image);
+    const { sizeBytes } = await place.facts();
     const cycleMs = Math.max(1_000, Math.round((live.seconds * 1_000) / drainedShare));
     const measured = await place.protecting(cycleMs, async (process) => {
       const peer = await QemuNbd.start(twin, folder, signal);
@@ -90,7 +92,7 @@ export async function benchFront(config: BenchConfig, store: Sink): Promise<Case
     );
     const barrier = await benchBarrier(config);
     return {
-      image: { ...(await imageFactsOf(place.image)), path: config.image === "" ? "a new disk" : config.image },
+      image: await place.facts(),
       steps: log.steps(),
       marks: [
         ...measured.results.flatMap((result) => [...peerMarksOf(config, result), ...drainMarksOf(config, result, "")]),
@@ -99,6 +101,7 @@ export async function benchFront(config: BenchConfig, store: Sink): Promise<Case
       ],
       counts: {
         ...countsOf(measured, ways, ""),
+        ...measured.limit,
         ...countsOf(discarded, ownWays, store),
         ...barrier.counts,
       },
@@ -112,6 +115,7 @@ interface Measured {
   readonly results: readonly Result[];
   /** For which share of the loads a cycle drained. */
   readonly drained: number;
+  readonly limit: Readonly<Record<string, number>>;
   readonly peakRssBytes: number;
 }
 
@@ -136,6 +140,19 @@ async function measure(
   const drained: number[] = [];
   const results: Result[] = [];
   const taken = peerUri === undefined ? ownWays : ways;
+  /** One load; `bytesPerSecond` of a drain. */
+  const load = async (
+    { pattern, way, bytesPerSecond }: { pattern: Pattern; way: Way; bytesPerSecond: number },
+    name: string,
+    run: number,
+  ): Promise<FioFigures> => {
+    const loadAt = async (uri: string): Promise<FioFigures> =>
+      await loadOnce(config, pattern, name, uri, sizeBytes, run);
+    await settle(files);
+    if (way === "draining") return await whileDraining(process, (bytesPerSecond * cycleMs) / 1_000, loadAt, drained);
+    return await loadAt(way === "idle" ? process.uri : (peerUri ?? ""));
+  };
+  const { bytesPerSecond } = config.live;
   let loads = 0;
   for (const pattern of patterns) {
     const served: Record<Way, Served> = { "qemu-nbd": nothing(), idle: nothing(), draining: nothing() };
@@ -144,27 +161,35 @@ async function measure(
       // In turns, so that none always meets the younger page cache.
       for (const way of run % 2 === 0 ? taken : taken.toReversed()) {
         const name = `${pattern.name}: ${way}${store}`;
-        const load = async (uri: string): Promise<FioFigures> =>
-          await loadOnce(config, pattern, name, uri, sizeBytes, run);
         loads += 1;
         config.begin(`load ${loads} of ${patterns.length * taken.length * config.runs}, ${name}`, run);
-        await settle(files);
-        const figures =
-          way === "qemu-nbd"
-            ? await load(peerUri ?? "")
-            : way === "idle"
-              ? await load(process.uri)
-              : await whileDraining(process, (config.live.bytesPerSecond * cycleMs) / 1_000, load, drained);
+        const figures = await load({ pattern, way, bytesPerSecond }, name, run);
         log.add(name, traitsOf(pattern, way), amountOf(pattern, figures), figures.elapsedMs);
-        served[way].perSecond.push(figures.requests / (figures.elapsedMs / 1_000));
+        served[way].perSecond.push(requestsPerSecond(figures));
         served[way].p99Us.push(figures.p99Us);
       }
     }
   }
+  const [first] = results;
+  const limit =
+    first === undefined || peerUri === undefined
+      ? {}
+      : await findLimit(
+          config,
+          highestRate,
+          { value: bytesPerSecond, marks: drainMarksOf(config, first, store), most: (sizeBytes * 1_000) / cycleMs },
+          async (rate) => {
+            const name = `${first.pattern.name}: draining ${megabytes(rate)}`;
+            config.begin(name);
+            const found = await load({ pattern: first.pattern, way: "draining", bytesPerSecond: rate }, name, 0);
+            const draining = { perSecond: [requestsPerSecond(found)], p99Us: [found.p99Us] };
+            return drainMarksOf(config, { ...first, served: { ...first.served, draining } }, store);
+          },
+        );
   await process.ask({ kind: "resume" });
   await process.point();
   const { peakRssBytes } = await process.stop();
-  return { results, drained: median(drained), peakRssBytes };
+  return { results, drained: median(drained), limit, peakRssBytes };
 }
 
 /**
@@ -242,6 +267,10 @@ function drainMarksOf({ mark }: BenchConfig, { pattern: { name }, served }: Resu
     mark(`draining${store}, of idle`, rate, `${name}, draining${store}, of idle`),
     mark(`draining${store}, p99`, p99, `${name}, draining${store}, p99`),
   ];
+}
+
+function requestsPerSecond({ requests, elapsedMs }: FioFigures): number {
+  return requests / (elapsedMs / 1_000);
 }
 
 function rateOf(served: Record<Way, Served>, way: Way): number {

@@ -7,7 +7,8 @@ import { randomUUID } from "node:crypto";
 import { mkdir, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { type Sink, TidemarkError, Vault } from "../../engine/index.ts";
-import { contentHash, copySparsely, makeSparse } from "../image.ts";
+import { closing } from "../../engine/internal.ts";
+import { contentHash, copySparsely, type ImageFacts, imageFactsOf, makeSparse } from "../image.ts";
 import { NestedSink } from "../nested-sink.ts";
 import type { BenchConfig } from "../options.ts";
 import type { Condition } from "./orders.ts";
@@ -47,7 +48,13 @@ export class LivePlace {
     const place = new LivePlace(config, store);
     await mkdir(place.#stateFolder);
     await place.#makeImage();
-    return await place.#sink.emptiedAfter(async () => await work(place));
+    return await closing(place.#sink, async () => await work(place));
+  }
+
+  /** Of the disk, under the name of what it was made from. */
+  async facts(): Promise<ImageFacts> {
+    const { image } = this.#config;
+    return { ...(await imageFactsOf(this.image)), path: image === "" ? "a new disk" : image };
   }
 
   /**

@@ -6,10 +6,9 @@
 import { setTimeout as delay } from "node:timers/promises";
 import type { Sink } from "../../engine/index.ts";
 import { TidemarkError } from "../../engine/index.ts";
-import { imageFactsOf } from "../image.ts";
 import type { BenchConfig } from "../options.ts";
 import type { CaseOutcome } from "../report.ts";
-import { StepLog, type StepTraits } from "../steps.ts";
+import { ours, StepLog } from "../steps.ts";
 import { type FioJob, runFio, runFioUntil } from "./fio.ts";
 import { LivePlace } from "./place.ts";
 
@@ -19,7 +18,6 @@ const requestBytes = 65_536;
  * is measured.
  */
 const loadBytesPerSecond = 50_000_000;
-const ours: StepTraits = { role: "tidemark", unit: "bytes" };
 const restartStep = "restart to committed point";
 
 /**
@@ -87,7 +85,7 @@ export async function benchRestart(config: BenchConfig, store: Sink): Promise<Ca
     });
     const hashes = await place.prove();
     return {
-      image: { ...(await imageFactsOf(place.image)), path: "a new disk" },
+      image: await place.facts(),
       steps: log.steps(),
       marks: [config.mark(restartStep, measured.restartMs)],
       counts: measured.counts,

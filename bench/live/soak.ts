@@ -9,12 +9,12 @@
 import { readdir, readFile } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
 import { type Sink, systemCode, TidemarkError } from "../../engine/index.ts";
-import { imageFactsOf } from "../image.ts";
 import type { BenchConfig } from "../options.ts";
 import type { CaseOutcome } from "../report.ts";
-import { median, StepLog } from "../steps.ts";
+import { median, ours, StepLog } from "../steps.ts";
 import type { Mark } from "../targets.ts";
 import { type FioFigures, runFio } from "./fio.ts";
+import { findLimit, highestRate, megabytes } from "./limit.ts";
 import { LivePlace } from "./place.ts";
 import type { ProtectingProcess } from "./protecting-process.ts";
 
@@ -38,11 +38,11 @@ interface Sample {
   readonly lagMs: number;
 }
 
-interface Measured {
+/** What became of a load. */
+interface Load {
+  readonly bytesPerSecond: number;
+  readonly figures: FioFigures;
   readonly samples: readonly Sample[];
-  readonly points: number;
-  readonly failures: number;
-  readonly peakRssBytes: number;
 }
 
 /**
@@ -53,30 +53,36 @@ export async function benchSoak(config: BenchConfig, store: Sink): Promise<CaseO
   const log = new StepLog(config);
   const { live } = config;
   return await LivePlace.use(config, store, async (place) => {
-    const { sizeBytes } = await imageFactsOf(place.image);
-    const run = async (process: ProtectingProcess): Promise<Measured> => {
-      config.begin("first points");
-      await process.point();
-      const { figures, samples } = await load(config, process, sizeBytes);
-      log.add(
-        "random writes of 16 KiB, protected",
-        { role: "tidemark", unit: "bytes" },
-        figures.bytes,
-        figures.elapsedMs,
-      );
-      await process.point();
-      const { points, failures, peakRssBytes } = await process.stop();
-      return { samples, points: points.length, failures: failures.length, peakRssBytes };
-    };
-    const measured = await place.protecting(live.cycleMs, run, { indexBytesMax });
+    const { sizeBytes } = await place.facts();
+    const measured = await place.protecting(
+      live.cycleMs,
+      async (process) => {
+        config.begin("first points");
+        await process.point();
+        const { bytesPerSecond: value } = live;
+        const asked = await load(config, process, sizeBytes, value);
+        const { bytes, elapsedMs } = asked.figures;
+        log.add("random writes of 16 KiB, protected", ours, bytes, elapsedMs);
+        const { points, failures, peakRssBytes } = await process.ask({ kind: "status" });
+        const marks = marksOf(config, asked);
+        // As long as the soak each: a shorter one shows no slope.
+        const limit = await findLimit(config, highestRate, { value, marks }, async (rate) =>
+          marksOf(config, await load(config, process, sizeBytes, rate)),
+        );
+        await process.stop();
+        return { samples: asked.samples, marks, limit, points: points.length, failures: failures.length, peakRssBytes };
+      },
+      { indexBytesMax },
+    );
     const hashes = await place.prove();
-    const { samples, points, failures, peakRssBytes } = measured;
+    const { samples, marks, limit, points, failures, peakRssBytes } = measured;
     const [first, last] = [samples.at(0), samples.at(-1)];
     return {
-      image: { ...(await imageFactsOf(place.image)), path: "a new disk" },
+      image: await place.facts(),
       steps: log.steps(),
-      marks: marksOf(config, samples),
+      marks,
       counts: {
+        ...limit,
         points,
         failures,
         samples: samples.length,
@@ -92,12 +98,13 @@ export async function benchSoak(config: BenchConfig, store: Sink): Promise<CaseO
   });
 }
 
-/** Writes for as long as it is to last, and looks at the process meanwhile. */
+/** Writes for as long as it is to last, and looks at the process meanwhile. Then all of it is committed. */
 async function load(
   config: BenchConfig,
   process: ProtectingProcess,
   sizeBytes: number,
-): Promise<{ readonly figures: FioFigures; readonly samples: readonly Sample[] }> {
+  bytesPerSecond: number,
+): Promise<Load> {
   const { live, seed } = config;
   const over = new AbortController();
   const writing = runFio(config, {
@@ -106,19 +113,26 @@ async function load(
     requestBytes,
     spanBytes: sizeBytes,
     extent: { seconds: live.seconds },
-    bytesPerSecondMax: live.bytesPerSecond,
+    bytesPerSecondMax: bytesPerSecond,
     freshData: true,
     compressiblePercent,
-    seed,
-    traced: "clients",
+    // Of the same seed fio would write the same bytes to the same places again.
+    seed: seed + bytesPerSecond,
+    traced: `clients, ${megabytes(bytesPerSecond)}`,
   }).finally(() => over.abort());
-  const [figures, samples] = await Promise.allSettled([writing, watch(config, process, over.signal)]);
+  const [figures, samples] = await Promise.allSettled([writing, watch(config, process, bytesPerSecond, over.signal)]);
   if (figures.status === "rejected") throw figures.reason;
   if (samples.status === "rejected") throw samples.reason;
-  return { figures: figures.value, samples: samples.value };
+  await process.point();
+  return { bytesPerSecond, figures: figures.value, samples: samples.value };
 }
 
-async function watch(config: BenchConfig, process: ProtectingProcess, over: AbortSignal): Promise<readonly Sample[]> {
+async function watch(
+  config: BenchConfig,
+  process: ProtectingProcess,
+  bytesPerSecond: number,
+  over: AbortSignal,
+): Promise<readonly Sample[]> {
   const { seconds } = config.live;
   const everyMs = Math.min(sampleEveryMsMax, (seconds * 1_000) / samplesMin);
   const startedAt = performance.now();
@@ -128,7 +142,7 @@ async function watch(config: BenchConfig, process: ProtectingProcess, over: Abor
     const sample = await look(process, performance.now() - startedAt);
     samples.push(sample);
     if (sample.atMs >= tellAtMs) {
-      config.begin(describe(sample, seconds));
+      config.begin(describe(sample, seconds, bytesPerSecond));
       tellAtMs += tellEveryMs;
     }
     await pause(Math.max(0, samples.length * everyMs - (performance.now() - startedAt)), over);
@@ -161,7 +175,7 @@ async function footprint(pid: number): Promise<{ readonly rssBytes: number; read
   }
 }
 
-function marksOf({ mark }: BenchConfig, samples: readonly Sample[]): Mark[] {
+function marksOf({ mark }: BenchConfig, { bytesPerSecond, figures, samples }: Load): Mark[] {
   const half = samples.slice(Math.floor(samples.length / 2));
   const middle = Math.floor(half.length / 2);
   const [third, fourth] = [half.slice(0, middle), half.slice(middle)].map((part) =>
@@ -169,6 +183,7 @@ function marksOf({ mark }: BenchConfig, samples: readonly Sample[]): Mark[] {
   );
   const growth = slope(half.map(({ atMs, rssBytes }) => ({ x: atMs / hourMs, y: rssBytes })));
   return [
+    mark("of the wanted rate", figures.bytes / (figures.elapsedMs / 1_000) / bytesPerSecond),
     mark("memory gained an hour, second half", growth),
     // Medians: connections to the store come and go.
     mark("handles gained, last two quarters", (fourth ?? NaN) - (third ?? NaN)),
@@ -184,8 +199,8 @@ function slope(points: readonly { readonly x: number; readonly y: number }[]): n
   return sum((dx, dy) => dx * dy) / sum((dx) => dx * dx);
 }
 
-function describe({ atMs, rssBytes, handles, lagMs }: Sample, seconds: number): string {
-  const minutes = `minute ${Math.round(atMs / 60_000)} of ${Math.ceil(seconds / 60)}`;
+function describe({ atMs, rssBytes, handles, lagMs }: Sample, seconds: number, bytesPerSecond: number): string {
+  const minutes = `${megabytes(bytesPerSecond)}, minute ${Math.round(atMs / 60_000)} of ${Math.ceil(seconds / 60)}`;
   return `${minutes}: ${(rssBytes / 2 ** 20).toFixed(0)} MiB resident, ${handles} handles, lag ${(lagMs / 1_000).toFixed(1)} s`;
 }
 

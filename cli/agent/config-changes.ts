@@ -1,7 +1,7 @@
 /** What a changed configuration means for disks and vaults that are at work: pure comparisons. */
 import { TidemarkError } from "../../engine/index.ts";
 import type { AgentConfig, DiskConfig, PolicyConfig, VaultConfig } from "./config.ts";
-import { listenKey, needsReopening } from "./disk-runner.ts";
+import { listenKey } from "./disk-runner.ts";
 
 export function policyOf(disk: DiskConfig, config: AgentConfig): PolicyConfig {
   const policy = config.policies.get(disk.policy);
@@ -9,8 +9,10 @@ export function policyOf(disk: DiskConfig, config: AgentConfig): PolicyConfig {
   return policy;
 }
 
+/** True when the vault is no longer needed, or has to be opened anew for the change. */
 export function isReopened(before: VaultConfig, after: VaultConfig | undefined): boolean {
-  return after === undefined || needsReopening(before, after);
+  const place = ({ address, stateFolder, proxy }: VaultConfig): string => JSON.stringify([address, stateFolder, proxy]);
+  return after === undefined || place(before) !== place(after);
 }
 
 /** What a protection is made of, and cannot change while it runs. */

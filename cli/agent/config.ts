@@ -88,15 +88,30 @@ export function formatFault({ file, line, column, message, remedy }: ConfigFault
   return `${file}:${line}:${column}: ${message} · ${remedy}`;
 }
 
-/** The error that stands for all of `faults`. */
-export function configError(path: string, faults: readonly ConfigFault[]): TidemarkError {
-  const [first] = faults;
+export type TellFault = (fault: ConfigFault) => void;
+
+/** `faultsError` of a configuration. */
+export function configError(path: string, faults: readonly ConfigFault[], tell?: TellFault): TidemarkError {
+  return faultsError({ path, what: path, check: "agent --check --config" }, faults, tell);
+}
+
+/**
+ * The error that stands for all of `faults`. It repeats the first of them unless `tell` has got each. `check`:
+ * the command that shows them, without the path.
+ */
+export function faultsError(
+  { path, what, check }: { readonly path: string; readonly what: string; readonly check: string },
+  faults: readonly ConfigFault[],
+  tell?: TellFault,
+): TidemarkError {
+  for (const fault of faults) tell?.(fault);
+  const [first] = tell === undefined ? faults : [];
   const count = faults.length === 1 ? "a fault" : `${faults.length} faults`;
   return new TidemarkError(
     "INVALID_ARGUMENT",
-    `${path} has ${count}${first === undefined ? "" : `: ${formatFault(first)}`}`,
+    `${what} has ${count}${first === undefined ? "" : `: ${formatFault(first)}`}`,
     {
-      remedy: `correct the file; \`tidemark agent --check --config ${shellWord(path)}\` shows every fault with its line`,
+      remedy: `correct the file; \`tidemark ${check} ${shellWord(path)}\` shows every fault with its line`,
       detail: { path, faults: faults.length },
     },
   );

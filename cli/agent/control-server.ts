@@ -23,8 +23,9 @@
  * request is given up; the disk's own schedule goes on.
  */
 import { createServer, type IncomingMessage, type Server } from "node:http";
+import { wrongInput } from "../errors.ts";
 import type { FailoverRuns } from "./failover-runs.ts";
-import { checkHost, type Routes, serviceListener, wrongRequest } from "./http-service.ts";
+import { checkHost, type Routes, serviceListener } from "./http-service.ts";
 import type { ReloadSummary } from "./summaries.ts";
 import type { Supervisor, Target } from "./supervisor.ts";
 
@@ -63,7 +64,7 @@ export const controlRoutes: Routes<ControlTarget> = {
     const { applicationConsistent, ...names } = only(fields, "disk", "group", "applicationConsistent");
     const target = targetOf(names);
     if (target.disk === undefined && target.group === undefined)
-      throw wrongRequest("neither disk nor group is named", "name one of them");
+      throw wrongInput("neither disk nor group is named", "name one of them");
     const options = { applicationConsistent: flag(applicationConsistent, "applicationConsistent", false), signal };
     return { json: { points: await supervisor.point(target, options) } };
   },
@@ -88,7 +89,7 @@ export const controlRoutes: Routes<ControlTarget> = {
   },
   "PUT /v1/limit": async ({ supervisor }, { fields }) => {
     const { vault, bytesPerSecond } = only(fields, "vault", "bytesPerSecond");
-    if (typeof vault !== "string") throw wrongRequest("vault is missing", "name the vault as the configuration does");
+    if (typeof vault !== "string") throw wrongInput("vault is missing", "name the vault as the configuration does");
     supervisor.setLimit(vault, limitOf(bytesPerSecond));
     return { json: { vault, bytesPerSecond } };
   },
@@ -129,7 +130,7 @@ function only(
 ): Readonly<Record<string, unknown>> {
   const unknown = Object.keys(fields).find((name) => !names.includes(name));
   if (unknown === undefined) return fields;
-  throw wrongRequest(
+  throw wrongInput(
     `${unknown} is not a field of this request`,
     names.length === 0 ? "send none" : `its fields are ${names.join(", ")}`,
   );
@@ -138,12 +139,12 @@ function only(
 function targetOf({ disk, group }: Readonly<Record<string, unknown>>): Target {
   const name = (value: unknown, what: string): string | undefined => {
     if (value === undefined || value === null) return undefined;
-    if (typeof value !== "string") throw wrongRequest(`${what} is no name`, "give it as text");
+    if (typeof value !== "string") throw wrongInput(`${what} is no name`, "give it as text");
     return value.normalize("NFC");
   };
   const target = { disk: name(disk, "disk"), group: name(group, "group") };
   if (target.disk !== undefined && target.group !== undefined)
-    throw wrongRequest("both disk and group are named", "name one of them");
+    throw wrongInput("both disk and group are named", "name one of them");
   return target;
 }
 
@@ -151,7 +152,7 @@ function limitOf(value: unknown): number | undefined {
   if (value === null) return undefined;
   if (value === "off") return Number.POSITIVE_INFINITY;
   if (typeof value === "number" && Number.isSafeInteger(value) && value >= 1024) return value;
-  throw wrongRequest(
+  throw wrongInput(
     "bytesPerSecond is not a limit",
     'give a whole number from 1024, "off", or null for the limits of the configuration',
   );
@@ -159,6 +160,6 @@ function limitOf(value: unknown): number | undefined {
 
 function flag(value: unknown, name: string, byDefault: boolean): boolean {
   if (value === undefined) return byDefault;
-  if (typeof value !== "boolean") throw wrongRequest(`${name} is neither true nor false`, "give one of them");
+  if (typeof value !== "boolean") throw wrongInput(`${name} is neither true nor false`, "give one of them");
   return value;
 }

@@ -20,7 +20,7 @@ import {
 import { formatListen, type RestingImage, shellWord } from "../../engine/internal.ts";
 import { errorReport } from "../errors.ts";
 import { formatBytes } from "../quantities.ts";
-import type { DiskConfig, PolicyConfig, VaultConfig } from "./config.ts";
+import type { DiskConfig, PolicyConfig } from "./config.ts";
 import type { Copies } from "./copies.ts";
 import type {
   Clock,
@@ -42,6 +42,8 @@ export interface DiskStatus extends ProtectionStatus {
   /** `unix:PATH` or `tcp:HOST:PORT`; the export has the disk's name. */
   readonly listen: string;
   readonly readOnly: boolean;
+  /** Whether it has hooks, which application-consistent points need. */
+  readonly hooks: boolean;
   /** The replica that follows the disk, by its policy; null: none, or the disk is not protected. */
   readonly replica: ReplicaFacts | null;
   /** The copies of its points in other vaults. */
@@ -126,7 +128,7 @@ export class DiskRunner {
   }
 
   status(): DiskStatus {
-    const { vault, policy, image, listen, readOnly } = this.#disk;
+    const { vault, policy, image, listen, readOnly, hooks } = this.#disk;
     const status = this.#stoppedStatus() ?? this.#protection?.status() ?? this.#absentStatus();
     const failure = this.#stopped === undefined ? this.#failure : undefined;
     const { copies } = this.#parts;
@@ -141,6 +143,7 @@ export class DiskRunner {
       image,
       listen: formatListen(listen.address),
       readOnly,
+      hooks: hooks !== undefined,
       replica: this.#protection?.replica() ?? null,
       copies: copies.factsOf(this.#disk.name),
       connections: this.#exported?.server.resource.connections ?? null,
@@ -412,12 +415,6 @@ export function worst(levels: readonly HealthLevel[]): HealthLevel {
  */
 export function listenKey({ listen: { address, tls } }: Pick<DiskConfig, "listen">): string {
   return tls === undefined ? formatListen(address) : `${formatListen(address)} ${JSON.stringify(tls)}`;
-}
-
-/** True when the vault has to be opened anew for the change. */
-export function needsReopening(before: VaultConfig, after: VaultConfig): boolean {
-  const place = ({ address, stateFolder, proxy }: VaultConfig): string => JSON.stringify([address, stateFolder, proxy]);
-  return place(before) !== place(after);
 }
 
 function failureFinding({ error, retryInMs }: Failure): Finding {

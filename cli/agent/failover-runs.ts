@@ -8,9 +8,8 @@
  * suspended.
  */
 import type { FailoverOptions, JobSummary, PlanRunSummary, RunSummary } from "../../engine/index.ts";
-import { TidemarkError } from "../../engine/index.ts";
 import { agentSource } from "../agent-source.ts";
-import { errorReport } from "../errors.ts";
+import { errorReport, wrongInput } from "../errors.ts";
 import { definedIn, type Environment } from "../settings.ts";
 import { carryOutVerb, type RunPorts, type VerbDone, type VerbFields } from "./failover-verbs.ts";
 import { PeriodicTask } from "./periodic-task.ts";
@@ -86,7 +85,7 @@ export class FailoverRuns {
   async show(run: string, signal: AbortSignal): Promise<OfVault<RunSummary | PlanRunSummary>> {
     const { supervisor } = this.#parts;
     const vaults = [...supervisor.config.vaults.keys()];
-    const absent = wrong(
+    const absent = wrongInput(
       `no vault of the agent holds a failover run ${JSON.stringify(run)}`,
       "`tidemark failover list` shows the runs of a vault",
     );
@@ -108,7 +107,7 @@ export class FailoverRuns {
   /** Carries out a verb, and gives what has become of the run. Errors: INVALID_ARGUMENT, those of the verb. */
   async operate({ vault: named, ...fields }: VerbFields, signal: AbortSignal): Promise<VerbDone> {
     const { run } = fields;
-    if (named !== undefined && typeof named !== "string") throw wrong("vault is no text", "give it as text");
+    if (named !== undefined && typeof named !== "string") throw wrongInput("vault is no text", "give it as text");
     const vault = named ?? (typeof run === "string" ? (await this.show(run, signal)).vault : this.#onlyVault());
     try {
       return await this.#parts.supervisor.useVault(
@@ -144,7 +143,7 @@ export class FailoverRuns {
   #onlyVault(): string {
     const [vault, other] = this.#parts.supervisor.config.vaults.keys();
     if (vault !== undefined && other === undefined) return vault;
-    throw wrong("no vault is named, and the agent has several", "name one of them in vault");
+    throw wrongInput("no vault is named, and the agent has several", "name one of them in vault");
   }
 
   /** Runs that `work` has to change are not served until it is over, or wants them to be served. */
@@ -184,8 +183,4 @@ export class FailoverRuns {
 export async function jobsOf({ failovers, plans }: RunPorts, signal: AbortSignal): Promise<readonly JobSummary[]> {
   const jobs = [...(await plans.jobs(signal)), ...(await failovers.jobs(signal))];
   return jobs.sort((a, b) => (a.startTime < b.startTime ? 1 : -1));
-}
-
-function wrong(message: string, remedy: string): TidemarkError {
-  return new TidemarkError("INVALID_ARGUMENT", message, { remedy });
 }

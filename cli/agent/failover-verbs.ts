@@ -11,9 +11,10 @@ import type {
   RunSummary,
   StartFailoverOptions,
 } from "../../engine/index.ts";
-import { TidemarkError } from "../../engine/index.ts";
-import { loadFile, refuseFaults, type TellFault } from "../plan/plan-loading.ts";
+import { wrongInput } from "../errors.ts";
+import { loadFile, refuseFaults } from "../plan/plan-loading.ts";
 import { parseDuration } from "../quantities.ts";
+import type { TellFault } from "./config.ts";
 import type { FailoverPort, PlanPort } from "./ports.ts";
 
 /** The runs of a vault. */
@@ -70,7 +71,10 @@ const verbs: Readonly<Record<string, Verb>> = {
     work: async (runs, options, read) => {
       const { shutdown, ending } = { shutdown: read.text("shutdown"), ending: read.ending() };
       if ("preview" in runs && (shutdown !== undefined || ending !== null))
-        throw wrong(`run ${options.run} is of a plan, which has commands of its own`, "leave shutdown and commit out");
+        throw wrongInput(
+          `run ${options.run} is of a plan, which has commands of its own`,
+          "leave shutdown and commit out",
+        );
       return await runs.failback({ ...options, to: read.texts("to") ?? [], source: read.source(), shutdown, ending });
     },
   },
@@ -81,7 +85,7 @@ const verbs: Readonly<Record<string, Verb>> = {
       const step = read.count("step");
       if ("preview" in runs) return await runs.resume({ ...options, step });
       if (step === undefined) return await runs.resume(options);
-      throw wrong(`run ${options.run} is not of a plan, and has no steps`, "leave the step out");
+      throw wrongInput(`run ${options.run} is not of a plan, and has no steps`, "leave the step out");
     },
   },
   "cancel-job": { fields: [], work: async (runs, options) => await runs.cancelJob(options) },
@@ -95,7 +99,10 @@ export async function carryOutVerb(vault: RunPorts, fields: VerbFields, options:
   if (kind !== undefined) return await start(vault, kind, read, options);
   const verb = Object.hasOwn(verbs, name) ? verbs[name] : undefined;
   if (verb === undefined)
-    throw wrong(`${JSON.stringify(name)} is no verb`, `give one of ${[...kinds, ...Object.keys(verbs)].join(", ")}`);
+    throw wrongInput(
+      `${JSON.stringify(name)} is no verb`,
+      `give one of ${[...kinds, ...Object.keys(verbs)].join(", ")}`,
+    );
   read.refuseOthers(["run", ...verb.fields]);
   const run = read.text("run") ?? "";
   const runs = (await vault.plans.has(run, options.signal)) ? vault.plans : vault.failovers;
@@ -146,39 +153,39 @@ class FieldReader {
     const given = Object.entries(this.#fields).filter(([, value]) => value !== undefined);
     const [unknown] = given.find(([name]) => name !== "verb" && !names.includes(name)) ?? [];
     if (unknown !== undefined)
-      throw wrong(`${unknown} is not a field of this verb`, `its fields are ${names.join(", ")}`);
+      throw wrongInput(`${unknown} is not a field of this verb`, `its fields are ${names.join(", ")}`);
   }
 
   text(name: string): string | undefined {
     const value = this.#fields[name];
     if (value === undefined || typeof value === "string") return value;
-    throw wrong(`${name} is no text`, "give it as text");
+    throw wrongInput(`${name} is no text`, "give it as text");
   }
 
   texts(name: string): readonly string[] | undefined {
     const value = this.#fields[name];
     if (value === undefined) return undefined;
     if (Array.isArray(value) && value.every((item) => typeof item === "string")) return value;
-    throw wrong(`${name} is no list of texts`, 'give it as ["…"]');
+    throw wrongInput(`${name} is no list of texts`, 'give it as ["…"]');
   }
 
   flag(name: string): boolean {
     const value = this.#fields[name] ?? false;
     if (typeof value === "boolean") return value;
-    throw wrong(`${name} is neither true nor false`, "give one of them");
+    throw wrongInput(`${name} is neither true nor false`, "give one of them");
   }
 
   count(name: string): number | undefined {
     const value = this.#fields[name];
     if (value === undefined || (typeof value === "number" && Number.isSafeInteger(value))) return value;
-    throw wrong(`${name} is no whole number`, "give it as a number");
+    throw wrongInput(`${name} is no whole number`, "give it as a number");
   }
 
   duration(name: string): number | undefined {
     const value = this.text(name);
     const ms = value === undefined ? undefined : parseDuration(value);
     if (value === undefined || ms !== undefined) return ms;
-    throw wrong(`${name} is not a duration`, "write it as 14d");
+    throw wrongInput(`${name} is not a duration`, "write it as 14d");
   }
 
   source(): NonNullable<StartFailoverOptions["source"]> | null {
@@ -198,12 +205,8 @@ export function parseEnding(text: string): NonNullable<StartFailoverOptions["end
   const [, rollback, time = ""] = /^(rollback-)?after:(.+)$/.exec(text) ?? [];
   const afterMs = parseDuration(time);
   if (afterMs !== undefined) return { action: rollback === undefined ? "commit" : "rollback", afterMs };
-  throw wrong(
+  throw wrongInput(
     `${JSON.stringify(text)} does not say how a failover ends`,
     "write manual, after:60m or rollback-after:60m",
   );
-}
-
-function wrong(message: string, remedy: string): TidemarkError {
-  return new TidemarkError("INVALID_ARGUMENT", message, { remedy });
 }

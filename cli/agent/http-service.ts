@@ -11,7 +11,7 @@
 import type { IncomingMessage, RequestListener, ServerResponse } from "node:http";
 import { isIP } from "node:net";
 import { type ErrorCode, TidemarkError } from "../../engine/index.ts";
-import { errorReport } from "../errors.ts";
+import { errorReport, wrongInput } from "../errors.ts";
 
 /**
  * What is in a request: its fields, the rest of its path, and a signal that aborts when the client
@@ -145,7 +145,7 @@ function decoded(text: string): string {
     return decodeURIComponent(text);
   } catch (error) {
     if (error instanceof URIError)
-      throw wrongRequest("the name in the path is not encoded as a URL", "encode it as UTF-8 and percent signs");
+      throw wrongInput("the name in the path is not encoded as a URL", "encode it as UTF-8 and percent signs");
     throw error;
   }
 }
@@ -167,7 +167,7 @@ async function readFields(request: IncomingMessage): Promise<Readonly<Record<str
   if (text.trim() === "") return {};
   const value = parsed(text);
   if (typeof value !== "object" || value === null || Array.isArray(value))
-    throw wrongRequest("the request is not a JSON object", "send {…}");
+    throw wrongInput("the request is not a JSON object", "send {…}");
   return Object.fromEntries(Object.entries(value));
 }
 
@@ -175,14 +175,9 @@ function parsed(text: string): unknown {
   try {
     return JSON.parse(text);
   } catch (error) {
-    if (error instanceof SyntaxError) throw wrongRequest("the request is not JSON", "send a JSON object");
+    if (error instanceof SyntaxError) throw wrongInput("the request is not JSON", "send a JSON object");
     throw error;
   }
-}
-
-/** INVALID_ARGUMENT of a request. */
-export function wrongRequest(message: string, remedy: string): TidemarkError {
-  return new TidemarkError("INVALID_ARGUMENT", message, { remedy });
 }
 
 /** What HTTP itself has a status for. */

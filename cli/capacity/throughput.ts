@@ -7,6 +7,7 @@
  */
 import { randomBytes } from "node:crypto";
 import { pageWriteBytesMax, type Sink } from "../../engine/index.ts";
+import { closing } from "../../engine/internal.ts";
 import { RunObjects, removeLeftovers } from "./run-objects.ts";
 
 const pagesBytes: number = 64 * 1024 * 1024;
@@ -53,11 +54,9 @@ export async function measureThroughput(sink: Sink, options: ThroughputOptions):
   const { signal } = options;
   const before = await removeLeftovers(sink, { signal });
   const run = new RunObjects(sink);
-  const [measured] = await Promise.allSettled([measure(sink, run, options)]);
-  const [removed] = await Promise.allSettled([run.remove()]);
-  if (measured.status === "rejected") throw measured.reason;
-  if (removed.status === "rejected") throw removed.reason;
-  return { ...measured.value, removedLeftovers: before + (await removeLeftovers(sink, { signal })) };
+  const objects = { [Symbol.asyncDispose]: async (): Promise<void> => await run.remove() };
+  const measured = await closing(objects, async () => await measure(sink, run, options));
+  return { ...measured, removedLeftovers: before + (await removeLeftovers(sink, { signal })) };
 }
 
 async function measure(

@@ -3,12 +3,18 @@ import { hostname } from "node:os";
 import { resolve } from "node:path";
 import { type Command, Option } from "commander";
 import { type RegisteredAgent, type RegistrationKey, Vault } from "../../engine/index.ts";
-import { keepRegistration, machineOf, readRegistrationKey, refuseForeignVault } from "../../engine/internal.ts";
+import {
+  closing,
+  keepRegistration,
+  machineOf,
+  readRegistrationKey,
+  refuseForeignVault,
+} from "../../engine/internal.ts";
 import { openSink } from "../../sink/index.ts";
 import { neededStateFolder, readSecret, sinkOptions } from "../settings.ts";
 import { printable } from "../text.ts";
 import { told } from "../waiting.ts";
-import { type CommandContext, closing } from "./context.ts";
+import type { CommandContext } from "./context.ts";
 
 interface RegisterFlags {
   readonly key: string;

@@ -4,7 +4,8 @@
  */
 import { Command, Option } from "commander";
 import { type PointSummary, TidemarkError } from "../../engine/index.ts";
-import { type AgentConfig, configError, formatFault } from "../agent/config.ts";
+import { closing } from "../../engine/internal.ts";
+import { type AgentConfig, configError, formatFault, type TellFault } from "../agent/config.ts";
 import { askAgent } from "../agent/control-client.ts";
 import { openEngineAdapter, systemClock } from "../agent/engine-adapter.ts";
 import { controlSocketDefault } from "../agent/listen.ts";
@@ -15,7 +16,7 @@ import { formatNumberOf, formatRate } from "../quantities.ts";
 import { printable } from "../text.ts";
 import { toldWhile } from "../waiting.ts";
 import { addRegisterCommand } from "./agent-register.ts";
-import { type CommandContext, closing } from "./context.ts";
+import type { CommandContext } from "./context.ts";
 import { askStatus, type TargetFlags, watchAgent } from "./watch.ts";
 
 interface AgentFlags {
@@ -176,8 +177,8 @@ async function checkedConfig({ output, environment }: CommandContext, path: stri
   const { loadConfig } = await import("../agent/config-file.ts");
   const loaded = await loadConfig(path, environment);
   if ("config" in loaded) return loaded.config;
-  for (const found of loaded.faults) output.item("fault", found, printable(formatFault(found)));
-  throw configError(path, loaded.faults);
+  const tell: TellFault = (fault) => output.item("fault", fault, printable(formatFault(fault)));
+  throw configError(path, loaded.faults, tell);
 }
 
 async function status(context: CommandContext, flags: TargetFlags): Promise<void> {

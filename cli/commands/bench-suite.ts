@@ -2,6 +2,7 @@
 import { join, resolve } from "node:path";
 import { Command, Option } from "commander";
 import { runSuiteTo, type SuiteCase, type SuiteOutcome } from "../../bench/index.ts";
+import { closing } from "../../engine/internal.ts";
 import { openSink } from "../../sink/index.ts";
 import { exitCodes } from "../errors.ts";
 import { makeNamedFolder } from "../new-file.ts";
@@ -9,7 +10,7 @@ import { formatDuration, formatNumberOf } from "../quantities.ts";
 import { duration, sinkOptions, withLanesOption, withWorkersOption } from "../settings.ts";
 import { TemporaryFolder } from "../temporary-folder.ts";
 import { endCaseFirst, storeAddress } from "./bench-store.ts";
-import { type CommandContext, closing } from "./context.ts";
+import type { CommandContext } from "./context.ts";
 
 interface SuiteFlags {
   readonly full?: true;

@@ -3,15 +3,16 @@
  * the same run.
  */
 import { join } from "node:path";
-import { Command } from "commander";
+import { Command, Option } from "commander";
 import { type BenchKind, benchKinds, cases, formatBench, isStoreless, runBench } from "../../bench/index.ts";
+import { closing } from "../../engine/internal.ts";
 import { openSink } from "../../sink/index.ts";
 import { exitCodes } from "../errors.ts";
 import { byteRate, byteSize, sinkOptions, wholeNumber, withLanesOption, withWorkersOption } from "../settings.ts";
 import { TemporaryFolder } from "../temporary-folder.ts";
 import { endCaseFirst, storeAddress } from "./bench-store.ts";
 import { suiteCommand } from "./bench-suite.ts";
-import { type CommandContext, closing } from "./context.ts";
+import type { CommandContext } from "./context.ts";
 
 interface BenchFlags {
   readonly image?: string;
@@ -55,7 +56,7 @@ export function benchCommand(context: CommandContext): Command {
 
 function kindCommand(context: CommandContext, kind: BenchKind): Command {
   const { description, image, takesPeers, isMeasuredOnce, ...defaults } = cases[kind];
-  const { writes, seconds, points, diskBytes, hotBytes } = defaults;
+  const { writes, seconds, bytesPerSecond, limit, points, diskBytes, hotBytes } = defaults;
   const command = new Command(kind).description(description);
   if (image === "required") command.requiredOption("--image <path>", "disk image to measure with; it is read only");
   if (image === "optional")
@@ -70,22 +71,16 @@ function kindCommand(context: CommandContext, kind: BenchKind): Command {
   const load = loads[kind];
   if (load !== undefined) command.option("--seconds <count>", `${load} (default: ${seconds ?? ""})`, wholeNumber);
   if (writes !== undefined) command.option("--writes <count>", `writes of 4 KiB (default: ${writes})`, wholeNumber);
-  if (kind === "churn") {
-    command
-      .option("--rate <rate>", "what to write a second (default: 100 MB/s)", byteRate)
-      .option("--find-limit", "look for the highest rate that holds");
+  if (bytesPerSecond !== undefined) {
+    const text = `what to write a second (default: ${bytesPerSecond / 1e6} MB/s)`;
+    command.option("--rate <rate>", text, byteRate);
   }
-  if (kind === "soak") {
-    command
-      .option("--rate <rate>", "what to write a second (default: 20 MB/s)", byteRate)
-      .option("--minutes <count>", "length of the load (default: 60)", wholeNumber);
-  }
+  if (kind === "soak") command.option("--minutes <count>", "length of the load (default: 60)", wholeNumber);
+  // Where there is none, the case refuses the option by name.
+  command.addOption(new Option("--find-limit", `look for the highest ${limit ?? ""}`).hideHelp(limit === undefined));
   if (points !== undefined) command.option("--points <count>", `points of the disk (default: ${points})`, wholeNumber);
-  if (kind === "collect") {
-    command
-      .option("--bytes <size>", "what is dead (default: 10 GB, or less where there is no room)", byteSize)
-      .option("--rate <rate>", "what to write a second (default: 20 MB/s)", byteRate);
-  }
+  if (kind === "collect")
+    command.option("--bytes <size>", "what is dead (default: 10 GB, or less where there is no room)", byteSize);
   if (diskBytes !== undefined) command.option("--disk-size <size>", "size of the disk that is made", byteSize);
   if (hotBytes !== undefined) command.option("--hot <size>", "the part of the disk that is written", byteSize);
   if (kind === "initial") command.option("--check", "bring the point back and compare it");

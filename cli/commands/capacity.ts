@@ -1,7 +1,7 @@
 /** `tidemark capacity`: what replication of a load will need, before it is set up. */
 import { Command, InvalidArgumentError, Option } from "commander";
 import { parsePolicy, type RetentionPolicy, TidemarkError } from "../../engine/index.ts";
-import { shellWord } from "../../engine/internal.ts";
+import { closing, shellWord } from "../../engine/internal.ts";
 import { systemClock } from "../agent/engine-adapter.ts";
 import { controlSocketDefault } from "../agent/listen.ts";
 import { agentProbe } from "../capacity/agent-probe.ts";
@@ -17,7 +17,7 @@ import { writePage } from "../new-file.ts";
 import { formatBytes, formatCount, formatNumberOf, formatRate, parseBytes } from "../quantities.ts";
 import { duration, type VaultFlags, wholeNumber, withVaultOptions } from "../settings.ts";
 import { printable, table } from "../text.ts";
-import { type CommandContext, closing, withSink } from "./context.ts";
+import { type CommandContext, withSink } from "./context.ts";
 
 interface ProfileFlags {
   readonly disk?: string;

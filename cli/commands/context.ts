@@ -12,6 +12,7 @@ import {
   type VaultParameters,
   type Volume,
 } from "../../engine/index.ts";
+import { closing } from "../../engine/internal.ts";
 import { openSink, parseVaultSpec } from "../../sink/index.ts";
 import { withoutSecrets } from "../errors.ts";
 import type { SignalAnswers } from "../interruption.ts";
@@ -134,18 +135,6 @@ export async function refuseInsideVault(flags: VaultFlags, path: string, what: s
     remedy: `keep vault and ${what} apart`,
     detail: { path, folder },
   });
-}
-
-/**
- * Runs `use`, then closes `thing`. A failure to close counts, unless `use` failed already: that
- * says more.
- */
-export async function closing<Result>(thing: AsyncDisposable, use: () => Promise<Result>): Promise<Result> {
-  const [outcome] = await Promise.allSettled([use()]);
-  const [closed] = await Promise.allSettled([thing[Symbol.asyncDispose]()]);
-  if (outcome.status === "rejected") throw outcome.reason;
-  if (closed.status === "rejected") throw closed.reason;
-  return outcome.value;
 }
 
 /** Opens a vault whose `vault.json` may be lost. */

@@ -14,7 +14,7 @@ import {
   Vault,
   type VerifySummary,
 } from "../../engine/index.ts";
-import { shellWord } from "../../engine/internal.ts";
+import { closing, shellWord } from "../../engine/internal.ts";
 import { openSink } from "../../sink/index.ts";
 import { copyAndOverwrite, copyDisk, type DemoDisk, hashOf, makeDisk, overwriteAndDelete } from "../demo-disk.ts";
 import { exitCodes } from "../errors.ts";
@@ -23,7 +23,7 @@ import { makeEmptyFolder } from "../new-file.ts";
 import { formatBytes, formatDuration, formatNumberOf, formatRate, formatRatio } from "../quantities.ts";
 import { TemporaryFolder } from "../temporary-folder.ts";
 import { table } from "../text.ts";
-import { type CommandContext, closing, operation } from "./context.ts";
+import { type CommandContext, operation } from "./context.ts";
 
 interface DemoFlags {
   readonly image?: string;

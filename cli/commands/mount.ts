@@ -13,12 +13,12 @@ import {
   TidemarkError,
   throwIfAborted,
 } from "../../engine/index.ts";
-import { exportUri, formatListen, parseListen } from "../../engine/internal.ts";
+import { closing, exportUri, formatListen, parseListen } from "../../engine/internal.ts";
 import { formatBytes, formatCount, formatDuration } from "../quantities.ts";
 import { byteSize, type VaultFlags, withVaultOptions, withWorkersOption } from "../settings.ts";
 import { fields, printable } from "../text.ts";
 import { pointSelector } from "../times.ts";
-import { type CommandContext, closing, operation, refuseInsideVault, withVault } from "./context.ts";
+import { type CommandContext, operation, refuseInsideVault, withVault } from "./context.ts";
 
 interface MountFlags extends VaultFlags {
   readonly disk: string;

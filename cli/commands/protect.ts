@@ -10,7 +10,7 @@ import type { DiskEvent, DiskHealth, EngineAdapter, ProtectionPort, ServerPort, 
 import { parseRetention } from "../agent/retention.ts";
 import { checkPolicy } from "../agent/schema.ts";
 import { statusLine } from "../agent/status-table.ts";
-import { withoutSecrets } from "../errors.ts";
+import { withoutSecrets, wrongInput } from "../errors.ts";
 import { formatNumberOf, parseDuration } from "../quantities.ts";
 import { type VaultFlags, vaultAddress, vaultOptions, withVaultOptions } from "../settings.ts";
 import { printable } from "../text.ts";
@@ -158,9 +158,9 @@ function planOf(context: CommandContext, image: string, flags: ProtectFlags): Pl
   const { disk: name, pre, post } = flags;
   const address = parseListen(flags.listen, process.cwd());
   if (typeof address === "string")
-    throw wrongFlag(`--listen ${flags.listen} ${address}`, "write unix:PATH or tcp:HOST:PORT");
+    throw wrongInput(`--listen ${flags.listen} ${address}`, "write unix:PATH or tcp:HOST:PORT");
   if ((pre === undefined) !== (post === undefined))
-    throw wrongFlag("--pre and --post belong together", "give both, or neither");
+    throw wrongInput("--pre and --post belong together", "give both, or neither");
   const hooks = pre === undefined || post === undefined ? undefined : { pre, post, cwd: process.cwd() };
   const checked = checkPolicy({
     ...(flags.cycle === undefined ? {} : { crashConsistentFrequency: flags.cycle }),
@@ -171,7 +171,7 @@ function planOf(context: CommandContext, image: string, flags: ProtectFlags): Pl
   const [first] = checked.faults;
   // Nothing else in it comes from a flag.
   if (checked.entry === undefined || first !== undefined) {
-    throw wrongFlag(`--cycle ${flags.cycle ?? ""} is not a time between points`, first?.remedy ?? "write it as 5s");
+    throw wrongInput(`--cycle ${flags.cycle ?? ""} is not a time between points`, first?.remedy ?? "write it as 5s");
   }
   const { stateFolder } = vaultOptions(flags, context.environment, context.signal);
   return {
@@ -197,8 +197,4 @@ function planOf(context: CommandContext, image: string, flags: ProtectFlags): Pl
 function cycle(text: string): string {
   if (parseDuration(text) === undefined) throw new InvalidArgumentError("It is not a duration such as 5s.");
   return text;
-}
-
-function wrongFlag(message: string, remedy: string): TidemarkError {
-  return new TidemarkError("INVALID_ARGUMENT", message, { remedy });
 }

@@ -11,11 +11,11 @@ import {
   NbdVolume,
   type Progress,
   type ReplicateSummary,
-  TidemarkError,
   Vault,
 } from "../../engine/index.ts";
 import { openImage } from "../../engine/internal.ts";
 import { AllocatedRanges } from "../allocated-ranges.ts";
+import { wrongInput } from "../errors.ts";
 import { formatBytes, formatCount, formatDuration, formatRate, formatRatio } from "../quantities.ts";
 import { type VaultFlags, withLanesOption, withVaultOptions, withWorkersOption } from "../settings.ts";
 import { fields, printable } from "../text.ts";
@@ -112,15 +112,15 @@ async function replicate(context: CommandContext, source: string, flags: Replica
 function marksOf(source: string, { bitmap, since }: ReplicateFlags): Marks | undefined {
   if (bitmap === undefined && since === undefined) return undefined;
   if (!nbdAddress.test(source)) {
-    throw wrongFlags(
+    throw wrongInput(
       "--bitmap and --since are for NBD exports",
       "name the source as nbd+unix:///EXPORT?socket=PATH, or leave them out",
     );
   }
   if (bitmap === undefined)
-    throw wrongFlags("--since is given without --bitmap", "add `--bitmap NAME`, or leave it out");
+    throw wrongInput("--since is given without --bitmap", "add `--bitmap NAME`, or leave it out");
   if (since === undefined) {
-    throw wrongFlags(
+    throw wrongInput(
       "--bitmap is given without --since",
       "add `--since POINT`, the point that was taken after the bitmap was begun (`tidemark points list`), or leave it out",
     );
@@ -193,10 +193,6 @@ async function isNewest(vault: Vault, disk: string, point: string | undefined): 
     if (hasCode(error, "DISK_NOT_FOUND", "DAMAGED")) return false; // replicate reports what is wrong
     throw error;
   }
-}
-
-function wrongFlags(message: string, remedy: string): TidemarkError {
-  return new TidemarkError("INVALID_ARGUMENT", message, { remedy });
 }
 
 function describe(summary: ReplicateSummary): string {

@@ -4,11 +4,10 @@
  */
 import type { Command } from "commander";
 import type { OperateOptions, ServedRun } from "../../engine/index.ts";
-import { formatFault } from "../agent/config.ts";
+import { formatFault, type TellFault } from "../agent/config.ts";
 import { askAgent } from "../agent/control-client.ts";
 import { carryOutVerb, type VerbDone, type VerbFields } from "../agent/failover-verbs.ts";
 import { agentSource } from "../agent-source.ts";
-import type { TellFault } from "../plan/plan-loading.ts";
 import { describePlanRun, describePreview } from "../plan/plan-text.ts";
 import { formatBytes, formatDuration } from "../quantities.ts";
 import { describeRun } from "../run-text.ts";

@@ -7,13 +7,14 @@ import { resolve } from "node:path";
 import process from "node:process";
 import { Command } from "commander";
 import { TidemarkError } from "../../engine/index.ts";
+import { closing } from "../../engine/internal.ts";
 import { exitCodes, withoutSecrets } from "../errors.ts";
 import { makeEmptyFolder, writePage } from "../new-file.ts";
 import { byteRate, byteSize, wholeNumber } from "../settings.ts";
 import type { StressReport } from "../stress/report.ts";
 import type { FaultKind } from "../stress/schedule.ts";
 import { TemporaryFolder } from "../temporary-folder.ts";
-import { type CommandContext, closing } from "./context.ts";
+import type { CommandContext } from "./context.ts";
 
 interface StressFlags {
   readonly vault?: string;

@@ -1,10 +1,7 @@
 /** A plan's file, read and checked; its faults are told one by one, and one error stands for all. */
-import { type PlanFault, TidemarkError } from "../../engine/index.ts";
-import { shellWord } from "../../engine/internal.ts";
-import { type ConfigFault, formatFault } from "../agent/config.ts";
+import type { PlanFault, TidemarkError } from "../../engine/index.ts";
+import { type ConfigFault, faultsError, type TellFault } from "../agent/config.ts";
 import type { LoadedPlan } from "./plan-file.ts";
-
-export type TellFault = (fault: ConfigFault) => void;
 
 /** Reads a plan. Errors: INVALID_ARGUMENT after every fault has been told. */
 export async function loadFile(path: string, tell: TellFault | undefined): Promise<LoadedPlan> {
@@ -25,12 +22,5 @@ export function refuseFaults(
 }
 
 function told(path: string, faults: readonly ConfigFault[], tell: TellFault | undefined): TidemarkError {
-  for (const found of faults) tell?.(found);
-  const [first] = faults;
-  const count = faults.length === 1 ? "a fault" : `${faults.length} faults`;
-  const fact = `the plan ${path} has ${count}${first === undefined ? "" : `: ${formatFault(first)}`}`;
-  return new TidemarkError("INVALID_ARGUMENT", fact, {
-    remedy: `correct it; \`tidemark plan check --plan ${shellWord(path)}\` shows every fault with its line`,
-    detail: { path, faults: faults.length },
-  });
+  return faultsError({ path, what: `the plan ${path}`, check: "plan check --plan" }, faults, tell);
 }

@@ -125,7 +125,7 @@ export function describeProgram(command: Command): CommandReference {
       choices: argument.argChoices ?? [],
       description: argument.description,
     })),
-    options: command.options.map(describeOption),
+    options: command.options.filter(({ hidden }) => !hidden).map(describeOption),
     notes,
     examples,
     commands: command.commands.filter((child) => !isHidden(child)).map(describeProgram),

@@ -14,6 +14,7 @@
  *
  * Invariant: after `stop` or `release` has resolved, no request of this lease is under way.
  */
+import { type Instant, now } from "../clocks.ts";
 import { hasCode, TidemarkError, throwIfAborted } from "../errors.ts";
 import { leaseTiming } from "../timing.ts";
 import { checksum, toHex } from "./format/checksum.ts";
@@ -190,13 +191,4 @@ export async function releaseSoon(store: Store, { name, leaseId }: LeasePlace): 
 export function leaseIdOf(...parts: readonly (string | number)[]): string {
   const hex = toHex(checksum(Buffer.from(JSON.stringify(parts))));
   return [hex.slice(0, 8), hex.slice(8, 12), hex.slice(12, 16), hex.slice(16, 20), hex.slice(20)].join("-");
-}
-
-interface Instant {
-  readonly wallMs: number;
-  readonly steadyMs: number;
-}
-
-function now(): Instant {
-  return { wallMs: Date.now(), steadyMs: performance.now() };
 }

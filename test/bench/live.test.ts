@@ -3,11 +3,15 @@ import { readdir } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
-import { type BenchKind, type BenchOptions, type BenchReport, formatBench, runBench } from "../../bench/index.ts";
+import { type BenchKind, type BenchOptions, type BenchReport, runBench } from "../../bench/index.ts";
+import { findLimit } from "../../bench/live/limit.ts";
 import { runProgram, startServer } from "../../bench/live/programs.ts";
+import type { BenchConfig } from "../../bench/options.ts";
+import type { Mark } from "../../bench/targets.ts";
 import { DirectorySink } from "../../sink/index.ts";
 import { deepTest } from "../deep-test.ts";
 import { children, missing } from "./programs-here.ts";
+import { expectWhole as expectWholeReport } from "./whole-report.ts";
 
 const mib = 1024 * 1024;
 
@@ -38,21 +42,8 @@ function options(kind: BenchKind, given: Partial<BenchOptions> = {}): BenchOptio
 }
 
 async function expectWhole(report: BenchReport): Promise<void> {
-  expect(report.peakRssBytes).toBeGreaterThan(mib);
-  expect(report.hashes["point"]).toBe(report.hashes["image"]);
-  const numbers = [
-    ...report.steps.flatMap(({ amount, medianMs, perSecond }) => [amount, medianMs, perSecond]),
-    ...report.marks.flatMap(({ value, wanted }) => [value, wanted ?? NaN]),
-    ...Object.values(report.counts),
-  ];
-  expect(numbers.filter((number) => !Number.isFinite(number) || number < 0)).toEqual([]);
-  expect(report.steps.length).toBeGreaterThan(0);
+  await expectWholeReport(report, folder);
   expectTraced(report);
-  const lines = formatBench(report).split("\n");
-  expect(lines.filter((line) => line.length > 80 || line.includes("…"))).toEqual([]);
-  expect(await readdir(join(folder, "work"))).toEqual([]);
-  const sink = await DirectorySink.open(join(folder, "vault"));
-  for await (const { name } of sink.list("")) expect.fail(`${name} was left in the store`);
 }
 
 /** Every live case tells what happened over time, and how latencies are distributed. */
@@ -89,22 +80,24 @@ describe("each live case proves its point and tells what it measured", () => {
   deepTest("front, beside qemu-nbd", { timeout: 120_000 }, async (context) => {
     const reason = missing("fio", "qemu-nbd");
     if (reason !== undefined) context.skip(`nothing to measure with: ${reason}`);
-    const report = await runBench(options("front", { seconds: 0.2 }));
+    const report = await runBench(options("front", { seconds: 0.2, findLimit: true }));
     await expectWhole(report);
     expect(report.steps).toHaveLength(30);
     expect(report.steps.filter(({ role }) => role === "yardstick")).toHaveLength(6);
     expect(report.marks).toHaveLength(37);
     expect(report.counts["cuts"]).toBe(5);
     expect(report.counts["writesMeanwhile"]).toBeGreaterThan(0);
+    expect(report.counts).toHaveProperty("highestBytesPerSecondThatHold");
   });
 
-  test("burst, twice", async (context) => {
+  test("burst, twice, and the largest that is committed in time: here one of the whole disk", async (context) => {
     const reason = missing("fio");
     if (reason !== undefined) context.skip(`nothing to measure with: ${reason}`);
-    const report = await runBench(options("burst", { runs: 2 }));
+    const report = await runBench(options("burst", { runs: 2, diskBytes: 16 * mib, findLimit: true }));
     await expectWhole(report);
     expect(report.counts["writes"]).toBe(200);
     expect(report.counts["changedBytes"]).toBe(200 * 4_096);
+    expect(report.counts["highestWritesThatHold"]).toBe(4_096);
   });
 
   test("churn, with a point in every cycle", async (context) => {
@@ -117,6 +110,17 @@ describe("each live case proves its point and tells what it measured", () => {
     expect(report.marks.map(({ name }) => name)).toContain("points missed");
   });
 
+  deepTest.for(["churn", "soak"] as const)(
+    "%s, and the highest rate that holds",
+    { timeout: 60_000 },
+    async (kind, context) => {
+      const reason = missing("fio");
+      if (reason !== undefined) context.skip(`nothing to measure with: ${reason}`);
+      const report = await runBench(options(kind, { findLimit: true }));
+      expect(report.counts).toHaveProperty("highestBytesPerSecondThatHold");
+    },
+  );
+
   test("restart, which compares what was hot and nothing else", async (context) => {
     const reason = missing("fio");
     if (reason !== undefined) context.skip(`nothing to measure with: ${reason}`);
@@ -124,6 +128,26 @@ describe("each live case proves its point and tells what it measured", () => {
     await expectWhole(report);
     expect(report.counts["comparedBytes"]).toBeGreaterThan(0);
     expect(report.counts["comparedBytes"]).toBeLessThanOrEqual(16 * mib);
+  });
+});
+
+describe("the search for the highest load that holds", () => {
+  test.each([
+    ["doubles it, and ends within a tenth", 100, Infinity, 333, 325],
+    ["halves a first load that does not hold", 100, Infinity, 42, 41],
+    ["ends at the largest load that is told from a smaller one", 100, 350, 1_000, 350],
+    ["gives no more than that of a larger first load", 100, 50, 1_000, 50],
+    ["gives 0 where next to nothing holds", 100, Infinity, 0, 0],
+    ["ends where no whole number is between", 2, Infinity, 2, 2],
+  ])("%s", async (_, value, most, wanted, found) => {
+    const marks = (load: number): Mark[] => [
+      { name: "load", value: load, unit: "", relation: "at most", wanted, yardstick: "fixed" },
+    ];
+    const config = { live: { findLimit: true } } as BenchConfig;
+    const first = { value, most, marks: marks(value) };
+    expect(await findLimit(config, "highest", first, (load) => Promise.resolve(marks(load)))).toEqual({
+      highest: found,
+    });
   });
 });
 

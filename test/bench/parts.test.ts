@@ -15,10 +15,10 @@ test("what a killed process holds by a lease keeps nothing else of a place from 
   for (const name of ["a", "head", "z"]) await place.putObject(name, Buffer.from(name), { ifAbsent: true });
   const lease = "8d1d22a5-6f0a-4b53-9d5a-000000000001";
   await place.acquireLease("head", lease, 15);
-  await expectCode(place.removeAll(), "LEASE_HELD");
+  await expectCode(place[Symbol.asyncDispose](), "LEASE_HELD");
   expect(await namesOf(store, "")).toEqual(["bench-1/head", "mine"]);
   await place.releaseLease("head", lease);
-  await place.removeAll();
+  await place[Symbol.asyncDispose]();
   expect(await namesOf(store, "")).toEqual(["mine"]);
 });
 

@@ -78,6 +78,7 @@ test.each([
   [["suite", "--baseline", "absent"], 2, "the baseline absent cannot be read (ENOENT)"],
   [["suite", "--vault", "memory:"], 2, "a store that several processes can open"],
   [["churn", "--disk-size", "1KiB"], 2, "1.0 KiB is no size of a disk from 16.0 MiB to 64.0 TiB"],
+  [["restart", "--find-limit"], 2, "restart has no limit to find; these have: front, burst, churn, soak, instant"],
   [["initial", "--image", "file", "--vault", "dir:v"], 2, "file has 5 B, which is too little to measure"],
 ])("bench %j is refused before anything is measured", async (words, code, message) => {
   const place = new Place();

@@ -19,9 +19,10 @@ import { createServer as createHttpServer, type IncomingMessage, type Server, ty
 import { createServer as createTlsServer } from "node:https";
 import { systemCode, TidemarkError } from "../../../engine/index.ts";
 import { formatListen } from "../../../engine/internal.ts";
+import { wrongInput } from "../../errors.ts";
 import type { DashboardConfig } from "../config.ts";
 import { type ControlTarget, controlRoutes } from "../control-server.ts";
-import { type Call, type Routes, serviceListener, wrongRequest } from "../http-service.ts";
+import { type Call, type Routes, serviceListener } from "../http-service.ts";
 import { PeriodicTask } from "../periodic-task.ts";
 import type { Clock, DiskEvent } from "../ports.ts";
 import type { AgentStatus } from "../supervisor.ts";
@@ -196,13 +197,13 @@ function checkedFields({ fields }: Call): Call["fields"] {
   const allowed = Object.hasOwn(failoverFields, verb) ? failoverFields[verb] : undefined;
   const verbs = Object.keys(failoverFields).join(", ");
   if (allowed === undefined)
-    throw wrongRequest(
+    throw wrongInput(
       `the dashboard does not do ${JSON.stringify(verb)}`,
       `send one of ${verbs}, or use \`tidemark failover\``,
     );
   const other = Object.keys(fields).find((name) => !allowed.includes(name));
   if (other === undefined) return fields;
-  throw wrongRequest(`${other} is not a field of this request`, `its fields are ${allowed.join(", ")}`);
+  throw wrongInput(`${other} is not a field of this request`, `its fields are ${allowed.join(", ")}`);
 }
 
 /** JSON has no line break outside of texts, and escapes those inside. */

@@ -14,6 +14,7 @@
  */
 import assert from "node:assert/strict";
 import { randomBytes } from "node:crypto";
+import type { Instant } from "../../clocks.ts";
 import type { Cut, PreparedCut } from "../../disk/tracking/cut.ts";
 import type { ProtectedDisk } from "../../disk/tracking/protected-disk.ts";
 import { toHex } from "../../store/format/checksum.ts";
@@ -21,7 +22,6 @@ import type { ApplicationRecord, GroupRecord } from "../../store/format/document
 import type { Finding } from "./health.ts";
 import type { Hook } from "./hooks.ts";
 import { withFreeze } from "./hooks.ts";
-import type { Instant } from "./schedule.ts";
 
 /** A member as it arrives at the barrier. */
 export interface GroupMember {

@@ -2,32 +2,25 @@
  * Making the cut of a cycle: with the group at its barrier, with the application frozen, or plain.
  */
 import assert from "node:assert/strict";
-import type { ProtectedDisk } from "../../disk/tracking/protected-disk.ts";
 import { throwIfAborted } from "../../errors.ts";
-import { cutTogether, frozenCuts, type Group, type MadeCut } from "./groups.ts";
-import type { Hook } from "./hooks.ts";
+import { cutTogether, frozenCuts, type Group, type GroupMember, type MadeCut } from "./groups.ts";
 import type { Step } from "./protection-state.ts";
 
-export interface CutOptions {
-  readonly disk: string;
-  readonly protectedDisk: ProtectedDisk;
-  readonly hook: Hook | undefined;
+export interface CutOptions extends GroupMember {
   /** Undefined: the disk is cut alone. */
   readonly group: Group | undefined;
-  readonly freezeTimeoutMs: number;
   readonly step: Extract<Step, { kind: "cut" | "ship" }>;
   readonly signal: AbortSignal;
 }
 
 /** Makes the cut. Errors: CUT_TIMED_OUT, DEVICE_FAILED, INTERRUPTED. */
 export async function makeCut(options: CutOptions): Promise<MadeCut> {
-  const { disk, protectedDisk, hook, group, freezeTimeoutMs, step, signal } = options;
+  const { group, step, signal, ...member } = options;
   const { isExact, wantsApp, requests } = step;
   if (!isExact) {
-    const cut = await protectedDisk.cut({ exact: false });
+    const cut = await member.protectedDisk.cut({ exact: false });
     return { cut, cutAtMs: performance.now(), group: null, application: null };
   }
-  const member = { disk, protectedDisk, hook, freezeTimeoutMs };
   if (group !== undefined) {
     const made = await group.join(member, { wantsApp, isAsked: requests.length > 0 }, signal);
     if (made !== undefined) return made;

@@ -9,6 +9,7 @@
  * Invariant: whatever fails, writes to the disk go on and are marked.
  */
 import assert from "node:assert/strict";
+import { now } from "../../clocks.ts";
 import type { BlockDevice } from "../../device.ts";
 import type { ProtectedDisk } from "../../disk/tracking/protected-disk.ts";
 import { TidemarkError, throwIfAborted } from "../../errors.ts";
@@ -41,7 +42,6 @@ import {
 } from "./protection-state.ts";
 import type { ProtectionPolicy, ProtectionStatus, ProtectOptions, StopOptions } from "./protection-status.ts";
 import { schedulePlanOf } from "./protection-status.ts";
-import type { Instant } from "./schedule.ts";
 import { Schedule } from "./schedule.ts";
 import { SelfPrune } from "./self-prune.ts";
 import { shipCut } from "./ship-cut.ts";
@@ -490,8 +490,4 @@ export class Protection implements AsyncDisposable {
     if (event.kind === "notice" && event.code === "STORE_REGRESSED") this.#measures.regressed(event.message);
     this.#options.onEvent?.(event);
   }
-}
-
-function now(): Instant {
-  return { wallMs: Date.now(), steadyMs: performance.now() };
 }

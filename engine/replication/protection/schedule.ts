@@ -16,16 +16,8 @@
  * Invariant: a wall clock that jumps neither skips a point nor makes a burst of them.
  */
 import assert from "node:assert/strict";
+import type { Instant } from "../../clocks.ts";
 import { checksum } from "../../store/format/checksum.ts";
-
-/**
- * Both clocks, read together, in ms. `wallMs` counts from 1970. `steadyMs` counts from an arbitrary
- * instant and never goes back.
- */
-export interface Instant {
-  readonly wallMs: number;
-  readonly steadyMs: number;
-}
 
 export interface SchedulePlan {
   readonly crashConsistentFrequencyMs: number;

@@ -24,7 +24,15 @@ import { digestBytes, granuleBytes } from "../../limits.ts";
 import type { ManifestDocument, RunReference } from "../format/documents.ts";
 import type { LeafReference } from "../format/leaf.ts";
 import type { Store } from "../store.ts";
-import { LeafCache, mapObjectKey, type Pieces, PointMap, pieceIsZero, windowGranules } from "./point-map.ts";
+import {
+  type GranuleRange,
+  LeafCache,
+  mapObjectKey,
+  type Pieces,
+  PointMap,
+  pieceIsZero,
+  windowGranules,
+} from "./point-map.ts";
 
 /** The unit in which stretches are noted: 4 MiB of disk. */
 const partGranules = 1024;
@@ -33,12 +41,6 @@ const partGranules = 1024;
  * A leaf that spans no more than this is noted as a whole, unread: its entries leave little out.
  */
 const denseLeafGranules: number = 16 * windowGranules;
-
-/** Granules [from, end). */
-export interface GranuleRange {
-  readonly from: number;
-  readonly end: number;
-}
 
 export interface MapDiffOptions {
   readonly store: Store;

@@ -36,9 +36,10 @@ import { forEachAtOnce } from "../../concurrency.ts";
 import { publish } from "../../diagnostics.ts";
 import { hasCode, TidemarkError, throwIfAborted } from "../../errors.ts";
 import type { NoticeOptions } from "../../notice.ts";
+import { shellWord } from "../../shell-word.ts";
 import { pageAlignmentBytes } from "../../sink.ts";
 import { fromHex, toHex } from "../../store/format/checksum.ts";
-import { disksPrefix, parseSegmentName, segmentsPrefix } from "../../store/format/names.ts";
+import { disksPrefix, parseSegmentName, segmentDiskPrefix, segmentsPrefix } from "../../store/format/names.ts";
 import type { DeadDocument, PageRun } from "../../store/format/reclaim.ts";
 import {
   collectionName,
@@ -244,6 +245,11 @@ class Collection {
     const unfinished = new Unfinished(live);
     const unneeded = objects.filter((name) => !(unfinished.has(name) || live.objects.has(name)));
     const condemned = await this.#condemn(segments, live, unfinished);
+    for (const [disk, { points, pages }] of live.heads) {
+      const isUnfinished = ({ name }: ListedSegment): boolean =>
+        name.startsWith(segmentDiskPrefix(disk)) && unfinished.has(name);
+      if (points.length + pages.length === 0 && segments.some(isUnfinished)) this.#noticeUnfinished(disk);
+    }
     return { liveBytes: live.pageCount * pageAlignmentBytes, condemned, unneeded };
   }
 
@@ -310,6 +316,17 @@ class Collection {
     });
     if (this.#options.dryRun !== true) await this.#removeOrphans(known);
     return condemned;
+  }
+
+  #noticeUnfinished(disk: string): void {
+    const fact = `disk ${JSON.stringify(disk)} has no point, and what its writer has stored is kept`;
+    const named = `--disk ${shellWord(disk)}`;
+    this.#options.onNotice?.({
+      code: "DISK_UNFINISHED",
+      message:
+        `${fact}. If no first replication is under way, run \`tidemark replicate SOURCE ${named}\` again, ` +
+        `or \`tidemark disks remove ${named}\` and then \`tidemark collect\``,
+    });
   }
 
   #noticeDamagedFrame(segment: string, { message }: TidemarkError): void {

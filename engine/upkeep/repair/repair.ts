@@ -99,6 +99,8 @@ export interface RepairSummary {
 }
 
 const gapsToldMax = 10;
+const lostPointRemedy =
+  "run `tidemark prune` to drop the point, and if it is the newest, first `tidemark replicate` to make a newer one";
 const lostTableRemedy =
   "what it maps of these points is lost. Run `tidemark replicate` to make a point that does not need it, and `tidemark prune` to drop those that do";
 
@@ -425,7 +427,8 @@ class Repair {
     const isListed = new Set(listed.map(({ sequence }) => sequence));
     for (const { sequence, name, message: why } of unread) {
       if (areListsWhole && !isListed.has(sequence)) continue;
-      const message = `point ${String(sequence)} is lost, because its manifest cannot be rebuilt: ${why}`;
+      const remedy = isListed.has(sequence) ? `; ${lostPointRemedy}` : "";
+      const message = `point ${String(sequence)} is lost, because its manifest cannot be rebuilt: ${why}${remedy}`;
       this.#tellLost({ disk, object: name, points: [sequence], extent: null, message });
     }
     const told = new Set<number>();

@@ -42,7 +42,7 @@ describe("tidemark agent", () => {
       lines: [
         { type: "fault", file: "agent.yaml", line: 6, column: 24 },
         { type: "fault", line: 6, remedy: "did you mean main?" },
-        { type: "error", code: "INVALID_ARGUMENT", detail: { faults: 2 } },
+        { type: "error", code: "INVALID_ARGUMENT", message: "agent.yaml has 2 faults", detail: { faults: 2 } },
       ],
     });
     const shown = await place.run(["agent", "--config", "agent.yaml", "--check"]);

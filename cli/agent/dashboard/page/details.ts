@@ -116,7 +116,7 @@ interface Committed {
   readonly points: readonly { readonly disk: string; readonly sequence: number; readonly consistency: string }[];
 }
 
-function actionsOf({ disk, group, state, vault }: DiskStatus, model: Model): readonly Action[] {
+function actionsOf({ disk, group, state, vault, hooks }: DiskStatus, model: Model): readonly Action[] {
   const done = (answer: unknown): string =>
     (answer as Committed).points
       .map((point) => `point ${point.sequence} of ${point.disk} is committed (${point.consistency})`)
@@ -136,11 +136,15 @@ function actionsOf({ disk, group, state, vault }: DiskStatus, model: Model): rea
   const isAtRest = state === "paused" || state === "stopped";
   return [
     take("Take a point", target, `A point of ${disk} is taken now, beside its schedule.`),
-    take(
-      "Take an app point",
-      { ...target, applicationConsistent: true },
-      `The hooks of ${disk} bring its application to rest for the cut.`,
-    ),
+    ...(hooks
+      ? [
+          take(
+            "Take an app point",
+            { ...target, applicationConsistent: true },
+            `The hooks of ${disk} bring its application to rest for the cut.`,
+          ),
+        ]
+      : []),
     ...(group === null
       ? []
       : [

@@ -12,6 +12,7 @@ import { byId, type Health, h, healthMark, setText } from "./dom.ts";
 import { forgetColours } from "./drawing.ts";
 import { type ApiError, ask, follow, keepToken } from "./feed.ts";
 import { type Choice, countWords, Model, rowsOf } from "./model.ts";
+import { markWords } from "./points.ts";
 import { Attention, agentWords, EventsView, FailoversView, VaultsView } from "./views.ts";
 
 type View = "disks" | "vaults" | "failovers" | "events";
@@ -41,15 +42,7 @@ const keys: readonly (readonly [key: string, what: string])[] = [
   ["1 2 3 4", "disks, vaults, failovers, events"],
   ["?", "this help"],
 ];
-const legend: readonly (readonly [kind: string, what: string])[] = [
-  ["crash", "crash-consistent"],
-  ["app", "application-consistent"],
-  ["group", "of a group"],
-  ["pinned", "pinned"],
-  ["proved", "proved"],
-  ["damaged", "damaged"],
-  ["dropped", "dropped next"],
-];
+const legend = [["crash", "crash-consistent"], ...markWords] as const;
 
 class Page {
   readonly #model = new Model(ask);

@@ -102,17 +102,18 @@ function marksOf(point: Partial<AgentPoint>): number {
   );
 }
 
+export const markWords: readonly (readonly [Mark, string])[] = [
+  ["app", "application-consistent"],
+  ["group", "of a group"],
+  ["pinned", "pinned"],
+  ["proved", "proved"],
+  ["damaged", "damaged"],
+  ["dropped", "dropped next"],
+];
+
 /** `1,204 points, 24 app-consistent, 1 pinned, 3 dropped next`: a timeline in words. */
 export function inWords(points: PointColumns): string {
-  const words: readonly (readonly [Mark, string])[] = [
-    ["app", "application-consistent"],
-    ["group", "of a group"],
-    ["pinned", "pinned"],
-    ["proved", "proved"],
-    ["damaged", "damaged"],
-    ["dropped", "dropped next"],
-  ];
-  const parts = words.flatMap(([mark, word]) => {
+  const parts = markWords.flatMap(([mark, word]) => {
     const count = points.count(mark);
     return count === 0 ? [] : [`${count} ${word}`];
   });

@@ -152,6 +152,8 @@ describe("the page in a browser", () => {
     await page.locator("[data-disk=disk-1]").focus();
     for (const key of ["ArrowDown", "Enter"]) await page.keyboard.press(key);
     await page.getByRole("heading", { name: "disk-2" }).waitFor();
+    // It has no hooks.
+    expect(await page.getByRole("button", { name: "Take an app point" }).count()).toBe(0);
     await page.getByRole("button", { name: "Take a point" }).press("Enter");
     await page.getByRole("button", { name: "Take it" }).press("Enter");
     await page.getByText("point 1 of disk-2 is committed (crash)").waitFor();

@@ -1,7 +1,8 @@
 /** When points are due, on clocks that tests move. */
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { type Instant, Schedule, type SchedulePlan } from "../../../../engine/replication/protection/schedule.ts";
+import type { Instant } from "../../../../engine/clocks.ts";
+import { Schedule, type SchedulePlan } from "../../../../engine/replication/protection/schedule.ts";
 
 const second = 1000;
 const minute = 60 * second;

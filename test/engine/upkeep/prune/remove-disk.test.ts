@@ -7,6 +7,7 @@ import { tmpdir } from "node:os";
 import path from "node:path";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
 import { hasCode } from "../../../../engine/errors.ts";
+import type { Notice } from "../../../../engine/notice.ts";
 import type { GroupRecord } from "../../../../engine/store/format/documents.ts";
 import { readHead } from "../../../../engine/store/points/head.ts";
 import { listLabels, putLabel } from "../../../../engine/store/points/labels.ts";
@@ -114,6 +115,32 @@ describe("a disk whose first replication failed", () => {
     expect(await vault.collect()).toMatchObject({ storedBytesAfter: 0, waitingFor: [] });
     expect(await namesIn(churned.plain, "segments/")).toEqual([]);
   });
+});
+
+test("a disk whose first writer was killed is named by a collection that keeps what was shipped", async () => {
+  const churned = new ChurnedVault();
+  const vault = await churned.vault();
+  churned.disk("new web");
+  churned.through(
+    new FaultySink(churned.connect(), [{ on: "writePages", when: 1, fault: { kind: "crash", effect: "after" } }]),
+  );
+  await expect(churned.replicate("new web")).rejects.toThrow(CrashError);
+  churned.through();
+  churned.nowMs += 61_000; // the dead writer's lease
+  const seen: Notice[] = [];
+  const onNotice = (notice: Notice): void => void seen.push(notice);
+  expect(await vault.collect({ onNotice })).toMatchObject({ condemnedChunks: 0 });
+  expect(seen).toEqual([
+    {
+      code: "DISK_UNFINISHED",
+      message:
+        'disk "new web" has no point, and what its writer has stored is kept. If no first replication is under way, run ' +
+        "`tidemark replicate SOURCE --disk 'new web'` again, or `tidemark disks remove --disk 'new web'` and then `tidemark collect`",
+    },
+  ]);
+  await vault.removeDisk({ disk: "new web" });
+  expect(await vault.collect({ onNotice })).toMatchObject({ storedBytesAfter: 0 });
+  expect(seen).toHaveLength(1);
 });
 
 const shop = (sequence: number): GroupRecord => ({

@@ -15,6 +15,7 @@ import { encodeHead, encodeManifest, type ManifestDocument } from "../../../../e
 import { manifestName } from "../../../../engine/store/format/names.ts";
 import { readHead } from "../../../../engine/store/points/head.ts";
 import type { RepairSummary } from "../../../../engine/upkeep/repair/repair.ts";
+import { parsePolicy } from "../../../../engine/upkeep/retention/policy.ts";
 import type { Vault } from "../../../../engine/vault.ts";
 import { CrashError, FaultySink } from "../../../../sink/faults.ts";
 import { MemorySink, MemoryStore } from "../../../../sink/memory.ts";
@@ -379,13 +380,16 @@ describe("a leaf or root", () => {
   }, 30_000);
 });
 
-test("a manifest that is lost is named, and its point stays listed", async () => {
+test("a manifest that is lost is named, and its point stays listed until a prune drops it", async () => {
   await takePoints(3);
   tamperObject(store, "disks/d/points/00000002-00000002", "flipped", store);
   const { lost, repaired } = await repair();
   expect(repaired).toEqual([]);
   expect(lost).toMatchObject([{ disk: "d", object: "disks/d/points/00000002-00000002", points: [2] }]);
+  expect(lost[0]?.message).toContain("run `tidemark prune` to drop the point");
   expect(await committedPoints(line.current, "d")).toHaveLength(3);
+  expect(await vault.prune({ disk: "d", policy: parsePolicy("keep:last=1") })).toMatchObject({ removedPoints: 2 });
+  expect((await repair()).lost).toEqual([]);
 });
 
 test("a local index of chunks that tells of what is not there goes", async () => {
