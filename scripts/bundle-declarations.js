@@ -95,5 +95,8 @@ await bundle.write({
   dir: "dist",
   entryFileNames: "[name].d.ts",
   chunkFileNames: ({ name }) => `types/${name.replace(/\.d$/, "")}.d.ts`,
+  // What several entries name lies in one file.
+  manualChunks: (id) =>
+    /engine\/(errors|volume|sink|store\/format\/vault-document)\.d\.ts$/.test(id) ? "shared" : null,
 });
 await bundle.close();

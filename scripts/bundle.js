@@ -5,7 +5,7 @@
  * browsers, with what stands beside its source.
  *
  * A module lies in the first chunk that needs it from its beginning. What is loaded on demand lies
- * together by folder. Every chunk names what it takes from others and gives them, so fewer chunks
+ * together by wing. Every chunk names what it takes from others and gives them, so fewer chunks
  * are a smaller package.
  */
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
@@ -28,8 +28,6 @@ const chunks = {
   kit: ["sink/testing.ts"],
   program: ["cli/program.ts"],
 };
-/** Rooms of the command line that are as large as a chunk has to be. */
-const rooms = ["agent", "stress"];
 
 /** Whether a file works when it is loaded, so that no other chunk may contain it. */
 const isStarted = (path) => entries.some((name) => path === `${name}.ts` && !doors.includes(`./dist/${name}.js`));
@@ -50,9 +48,8 @@ function chunkOf(id, graph) {
     if (!loaded.has(name)) loaded.set(name, loadedBy(paths, graph));
     if (loaded.get(name).has(id)) return name;
   }
-  const [wing, room] = path.split("/");
-  if (wing !== "cli") return wing;
-  return rooms.includes(room) ? room : "commands";
+  const [wing] = path.split("/");
+  return wing === "cli" ? "commands" : wing;
 }
 
 const bundle = await rolldown({
@@ -97,7 +94,7 @@ async function write(file, text) {
   const { code } = await minify(text, {
     module: true,
     ecma: 2022,
-    compress: { passes: 3, sequences: false, collapse_vars: false },
+    compress: { passes: 5, sequences: false, collapse_vars: false },
     mangle: { topLevel: true },
     format: { inline_script: false }, // it would break `(?<!--`
   });
@@ -114,6 +111,8 @@ const packed = (text) =>
     .replace(/\/\*[^]*?\*\/|<!--[^]*?-->/g, "")
     .replace(/\s*\n\s*/g, "\n")
     .replace(/(?<=[;{},])\n|\n(?=})/g, "");
+/** A style sheet without spaces that say nothing. */
+const packedStyle = (text) => packed(text).replace(/(?<=:) | (?=\{)|;(?=})/g, "");
 
 for (const name of entries.filter(isPage)) {
   const page = await rolldown({ input: `${name}.ts`, platform: "browser", tsconfig: false });
@@ -122,5 +121,8 @@ for (const name of entries.filter(isPage)) {
   const folder = dirname(name);
   await write(`${name}.js`, code);
   for (const file of readdirSync(folder).filter((other) => /\.(html|css|svg)$/.test(other)))
-    writeFileSync(`dist/${folder}/${file}`, packed(readFileSync(`${folder}/${file}`, "utf8")));
+    writeFileSync(
+      `dist/${folder}/${file}`,
+      (file.endsWith(".css") ? packedStyle : packed)(readFileSync(`${folder}/${file}`, "utf8")),
+    );
 }
