@@ -92,7 +92,8 @@ export class CrashStorage<Note = never> implements TrackingStorage {
   readonly log: StorageEvent<Note>[] = [];
   readonly #random: () => number;
   #visible: Uint8Array;
-  #pendingDone = new Set<number>();
+  /** Changes that are done and not synced: where each begins. */
+  readonly #pendingDone = new Map<number, number>();
   #lastId: number;
   callsUnderWay = 0;
   removed = false;
@@ -103,7 +104,7 @@ export class CrashStorage<Note = never> implements TrackingStorage {
   constructor(medium: Medium, random: () => number) {
     this.#random = random;
     this.#visible = Uint8Array.from(medium.visible());
-    for (const { id } of medium.pending) this.#pendingDone.add(id);
+    for (const change of medium.pending) this.#pendingDone.set(change.id, change.kind === "write" ? change.offset : 0);
     this.#lastId = Math.max(0, ...medium.pending.map(({ id }) => id));
   }
 
@@ -133,26 +134,28 @@ export class CrashStorage<Note = never> implements TrackingStorage {
     const code = this.fail("write");
     // A write that fails may have been done in part.
     if (code === undefined || this.#random() < 0.5) this.#change(event);
-    await this.#call("write", () => this.#pendingDone.add(id), code);
+    await this.#call("write", () => this.#pendingDone.set(id, offset), code);
   }
 
   /** A write that is done when this returns. */
   writeAtOnce(offset: number, bytes: Uint8Array): void {
     const id = (this.#lastId += 1);
     this.#change({ kind: "write", id, ...this.#wholeSectors(offset, bytes) });
-    this.#pendingDone.add(id);
+    this.#pendingDone.set(id, offset);
   }
 
   async truncate(sizeBytes: number): Promise<void> {
     const id = (this.#lastId += 1);
     const code = this.fail("truncate");
     if (code === undefined) this.#change({ kind: "truncate", id, sizeBytes });
-    await this.#call("truncate", () => this.#pendingDone.add(id), code);
+    await this.#call("truncate", () => this.#pendingDone.set(id, 0), code);
   }
 
-  async datasync(): Promise<void> {
-    const covers = this.#pendingDone;
-    this.#pendingDone = new Set();
+  /** Of a storage that holds several files, syncs the one that lies at [from, end). */
+  async datasync([from, end]: readonly [number, number] = [0, Infinity]): Promise<void> {
+    const ours = [...this.#pendingDone].filter(([, offset]) => from <= offset && offset < end);
+    const covers = new Set(ours.map(([id]) => id));
+    for (const id of covers) this.#pendingDone.delete(id);
     await this.#call("datasync", () => this.log.push({ kind: "synced", covers }), this.fail("datasync"));
   }
 

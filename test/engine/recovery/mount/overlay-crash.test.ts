@@ -7,8 +7,9 @@
  *
  *     file of the overlay:  header · record, two pages · summary · the disk's first granules · … · its last granules
  *
- * An image is tested alike: its two files are the two parts of one storage. It is also hydrated, and
- * what its record does not call below, the image holds by itself.
+ * An image is tested alike: its two files are the two parts of one storage, and a sync of one does
+ * nothing for the other. It is also hydrated, and what its record does not call below, the image holds
+ * by itself.
  *
  * The disk has so many granules that its record has a second page. Those in between are not touched
  * one by one, and not kept: the storage closes the gap.
@@ -466,7 +467,7 @@ class CrashDisk implements BlockDevice {
   }
 
   async flush(): Promise<void> {
-    await this.#storage.datasync();
+    await this.#storage.datasync([this.#placeOf(0), this.#placeOf(this.sizeBytes)]);
   }
 
   extents(offset: number, length: number): DeviceExtent[] {
