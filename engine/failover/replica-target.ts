@@ -42,9 +42,8 @@ export async function parseReplicaTarget(text: string, disk: string, sink: Sink)
       remedy: "name file:PATH (a fixed VHD if it ends with .vhd), device:PATH or blob:NAME",
     });
   }
-  const { members } = await parseTarget(text, [disk], sink);
-  const path = members[0]?.path ?? rest;
-  return placeOf({ kind: kind === "file" && path.endsWith(".vhd") ? "vhd" : kind, path }, localHost());
+  const [found] = (await parseTarget(text, [disk], sink)).members;
+  return placeOf({ kind: found?.kind === "vhd" ? "vhd" : kind, path: found?.path ?? rest }, localHost());
 }
 
 function placeOf(target: ReplicaPlace["target"], host: string | null): ReplicaPlace {

@@ -83,7 +83,7 @@ export async function parseTarget(text: string, disks: readonly string[], sink: 
       remedy: "name a block device, or file:PATH for a new image",
     });
   }
-  return unserved([{ kind, path }]);
+  return unserved([{ kind: kind === "file" && /\.vhd$/i.test(path) ? "vhd" : kind, path }]);
 }
 
 /**

@@ -159,6 +159,14 @@ describe("a test", () => {
     expect(readFileSync(path("mine.img"), "utf8")).toBe("precious");
   });
 
+  test("to a file whose name ends as one makes a VHD", async () => {
+    for (const name of ["t.vhd", "T.VHD"]) {
+      const { disks } = await vault.failovers.start({ kind: "test", disks: ["web"], to: `file:${path(name)}` });
+      expect(disks[0]?.target).toBe(`vhd:${path(name)}`);
+      expect(readFileSync(path(name)).toString("latin1", 1024 * 1024, 1024 * 1024 + 8)).toBe("conectix");
+    }
+  });
+
   test("that the store has forgotten is named by its mark, with the command that removes what it made", async () => {
     const { run } = await vault.failovers.start({ kind: "test", disks: ["web"], to: `file:${path("t.img")}` });
     const again = async (): Promise<unknown> =>

@@ -80,7 +80,7 @@ async function nextPoint(): Promise<void> {
 }
 
 const file = (): string => `file:${join(folder, "web.img")}`;
-const vhd = (): string => `file:${join(folder, "web.vhd")}`;
+const vhd = (): string => `file:${join(folder, "WEB.VHD")}`;
 const blob = (): string => "blob:replicas/web.vhd";
 
 /** What a target holds; undefined: there is none. */
@@ -101,7 +101,7 @@ async function contentOf(to: string): Promise<Buffer | undefined> {
 async function expectContent(to: string, bytes: Uint8Array): Promise<void> {
   const there = (await contentOf(to)) ?? Buffer.alloc(0);
   expect(there.subarray(0, bytes.length).equals(bytes), `${to} holds what it must`).toBe(true);
-  if (to.endsWith(".vhd")) expect(parseFixedVhdFooter(there.subarray(-512))).toBeDefined();
+  if (/\.vhd$/i.test(to)) expect(parseFixedVhdFooter(there.subarray(-512))).toBeDefined();
   else expect(there.length).toBe(bytes.length);
 }
 
