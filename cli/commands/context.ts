@@ -124,9 +124,14 @@ export async function refuseEmptyImage(path: string): Promise<void> {
 
 /**
  * Refuses an image in the very folder in which the vault keeps its data. `what` names it in the
- * error. Errors: INVALID_ARGUMENT.
+ * error. Errors: INVALID_ARGUMENT. The vault of an agent that is asked is not known here.
  */
-export async function refuseInsideVault(flags: VaultFlags, path: string, what: string): Promise<void> {
+export async function refuseInsideVault(
+  flags: VaultFlags & { readonly agent?: string },
+  path: string,
+  what: string,
+): Promise<void> {
+  if (flags.agent !== undefined) return;
   const spec = parseVaultSpec(vaultAddress(flags));
   if (spec.kind !== "directory" && spec.kind !== "azurite") return;
   const [folder, image] = await Promise.all([withoutLinks(spec.dir), withoutLinks(path)]);

@@ -126,13 +126,14 @@ export class Place {
   }
 
   /**
-   * Runs with `--json` on the vault `dir:vault` and gives exit code and lines. Fails when anything
-   * but JSON was printed.
+   * Runs with `--json` on the vault `dir:vault`, or on none if an agent is asked, and gives exit code
+   * and lines. Fails when anything but JSON was printed.
    */
   async json(
     ...words: readonly string[]
   ): Promise<{ readonly code: number | null; readonly lines: readonly Line[]; readonly last: Line }> {
-    const ended = await this.run([...words, "--json"], { TIDEMARK_VAULT: "dir:vault" });
+    const vault: Record<string, string> = words.includes("--agent") ? {} : { TIDEMARK_VAULT: "dir:vault" };
+    const ended = await this.run([...words, "--json"], vault);
     const lines = parseLines(ended.stdout);
     const last = lines.at(-1);
     if (ended.stderr !== "" || last === undefined) throw new Error(`stderr: ${ended.stderr}; stdout: ${ended.stdout}`);

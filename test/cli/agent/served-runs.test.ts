@@ -206,6 +206,10 @@ it("runs a plan with --agent, and serves its machine while a person is waited fo
   });
   expect(await done("failover", "test", "--plan", plan, "--to", "blob:")).toMatchObject({ code: "INVALID_ARGUMENT" });
 
+  const alone = await done("failover", "test", "--disk", "web", "--to", `file:${folder.path("t.img")}`);
+  expect(alone).toMatchObject({ state: "TestFailoverCompleted" });
+  expect(await done("failover", "cleanup", String(alone["run"]))).toMatchObject({ state: "None" });
+
   const drill = await place.json("failover", "test", "--plan", plan, ...to, "--agent", rig.socket);
   expect(drill.lines.map(({ type }) => type)).toEqual(["preview", "summary"]);
   expect(drill.last).toMatchObject({ plan: "shop", waiting: { step: 3 } });
@@ -214,7 +218,7 @@ it("runs a plan with --agent, and serves its machine while a person is waited fo
   const machine = machines[0]?.run ?? "";
   const served = { run: machine, serving: [{ disk: "web" }] };
   expect(await rig.facts(machine)).toMatchObject(served);
-  expect(await done("failover", "list")).toMatchObject({ runs: 1, plans: 1 });
+  expect(await done("failover", "list")).toMatchObject({ runs: 2, plans: 1 });
   expect(await done("jobs", "resume", run, "--step", "3")).toMatchObject({ state: "TestFailoverCompleted" });
   expect(await rig.facts(machine)).toMatchObject(served);
   expect(await done("failover", "cleanup", run, "--note", "passed")).toMatchObject({ state: "None", successful: true });
