@@ -46,18 +46,38 @@ export class SeenRuns {
     return shownRuns(this.#runs.get(vault) ?? [], this.#serving);
   }
 
-  /** A run that needs an operator is a finding of its disks. */
-  addTo(status: DiskStatus): DiskStatus {
-    const runs = this.#runs.get(status.vault) ?? [];
-    const found = runs
-      .filter(({ disks }) => disks.some(({ disk }) => disk === status.disk))
-      .flatMap((run) => [
-        ...(run.health === "Critical" ? [runFinding(run)] : []),
-        ...[this.#serving.findingOf(run.run)].filter((finding) => finding !== undefined),
-      ]);
+  /** A run that needs an operator is a finding of its disks. So is a failover for which a disk is stopped. */
+  addTo(given: DiskStatus): DiskStatus {
+    const all = this.#runs.get(given.vault) ?? [];
+    const runs = all.filter(({ disks }) => disks.some(({ disk }) => disk === given.disk));
+    const status = withFailover(given, runs);
+    const found = runs.flatMap((run) => [
+      ...(run.health === "Critical" ? [runFinding(run)] : []),
+      ...[this.#serving.findingOf(run.run)].filter((finding) => finding !== undefined),
+    ]);
     if (found.length === 0) return status;
     return { ...status, health: "Critical", findings: [...found, ...status.findings] };
   }
+}
+
+/** A disk that a failover has stopped is not protected again before that is cancelled. */
+function withFailover(status: DiskStatus, runs: readonly RunSummary[]): DiskStatus {
+  const failover = runs.find(({ kind }) => kind !== "test");
+  if (failover === undefined) return status;
+  const { run, kind, state, activeLocation } = failover;
+  const isOver = state === "Protected" || state === "MarkedForDeletion";
+  if (isOver && activeLocation === "Primary") return status;
+  const findings = status.findings.map((finding): Finding => {
+    if (finding.code !== "STOPPED") return finding;
+    const cause = `the ${kind} failover ${run} has the disk: it is neither exported nor protected here`;
+    return {
+      ...finding,
+      code: "FAILED_OVER",
+      cause,
+      remedy: `see what can be done: \`tidemark failover show ${run}\``,
+    };
+  });
+  return { ...status, findings };
 }
 
 function runFinding({ run, kind, state, overdue }: RunSummary): Finding {

@@ -55,6 +55,9 @@ it("moves a disk of its own away, shows where it is, and brings it back when tha
   expect(moved).toMatchObject({ state: "PlannedFailoverCompleted", disks: [{ complete: true }] });
   expect(readFileSync(folder.path("moved.img")).equals(readFileSync(folder.path("web.img")))).toBe(true);
   expect((await status()).vaults[0]?.failovers[0]).toMatchObject({ run: moved.run, activeLocation: "Primary" });
+  // `agent resume` would be of no use.
+  const remedy = expect.stringContaining(`tidemark failover show ${moved.run}`) as string;
+  expect((await status()).disks[0]?.findings).toMatchObject([{ level: "Warning", code: "FAILED_OVER", remedy }]);
   vi.useFakeTimers({ now: Date.now() + 2_000, toFake: ["Date"] });
   onTestFinished(() => {
     vi.useRealTimers();

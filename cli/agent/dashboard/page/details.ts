@@ -116,7 +116,7 @@ interface Committed {
   readonly points: readonly { readonly disk: string; readonly sequence: number; readonly consistency: string }[];
 }
 
-function actionsOf({ disk, group, state, vault, hooks }: DiskStatus, model: Model): readonly Action[] {
+function actionsOf({ disk, group, state, vault, hooks, findings }: DiskStatus, model: Model): readonly Action[] {
   const done = (answer: unknown): string =>
     (answer as Committed).points
       .map((point) => `point ${point.sequence} of ${point.disk} is committed (${point.consistency})`)
@@ -134,7 +134,7 @@ function actionsOf({ disk, group, state, vault, hooks }: DiskStatus, model: Mode
     .flatMap(({ failovers }) => failovers)
     .filter((run) => run.kind === "test" && run.disks.includes(disk) && run.state !== "None");
   const isAtRest = state === "paused" || state === "stopped";
-  return [
+  const ofDisk: readonly Action[] = [
     take("Take a point", target, `A point of ${disk} is taken now, beside its schedule.`),
     ...(hooks
       ? [
@@ -167,6 +167,10 @@ function actionsOf({ disk, group, state, vault, hooks }: DiskStatus, model: Mode
           body: () => target,
           done: () => `${disk} is paused`,
         },
+  ];
+  const isAway = findings.some(({ code }) => code === "FAILED_OVER");
+  return [
+    ...(isAway ? [] : ofDisk),
     {
       title: "Test a failover",
       text: `A point of ${disk} is written to a place of its own, where it can be looked at. The disk goes on.`,
@@ -209,7 +213,7 @@ function factsOf(status: DiskStatus): readonly (readonly [string, string])[] {
     ["Vault, policy", `${status.vault}, ${status.policy}`],
     ["Group", status.group ?? "–"],
     ["Image", status.image],
-    ["Served at", `${status.listen}${status.readOnly ? ", read-only" : ""}`],
+    ["Served at", status.state === "stopped" ? "–" : `${status.listen}${status.readOnly ? ", read-only" : ""}`],
     ["Connections", connections === null ? "–" : formatCount(connections)],
     ["Size", formatBytes(status.sizeBytes)],
     ["Captured, shipped", `${age(lag.capturedMs)}, ${age(lag.shippedMs)}`],

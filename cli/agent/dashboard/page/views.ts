@@ -281,13 +281,22 @@ export class FailoversView {
       facts([
         ["Disks", run.disks.map(({ disk, sequence }) => `${disk} at point ${sequence}`).join(", ")],
         ["Target", run.target],
+        ...(serving ?? []).map(({ disk, uri }): readonly [string, string] => [`Served, ${disk}`, uri]),
         ["Begun", time(run.created)],
-        ["Due", run.due === null ? "–" : `${time(run.due)}${run.overdue ? ", overdue" : ""}`],
+        ["Due", dueOf(run)],
+        ["Allowed", run.allowedOperations.join(", ") || "–"],
       ]),
       ...progress,
       ...(isCleanable ? [h("button", { type: "button", click: () => offer(cleanup(run.run)) }, "Clean up")] : []),
     );
   }
+}
+
+/** When a test is overdue, or when a failover ends by itself. */
+function dueOf({ due, overdue, ending }: RunSummary): string {
+  if (due !== null) return `${time(due)}${overdue ? ", overdue" : ""}`;
+  const at = ending?.due ?? null;
+  return ending === null || at === null ? "–" : `${ending.action} at ${time(at)}`;
 }
 
 /** The log, newest first. */

@@ -127,6 +127,16 @@ describe("the page in a browser", () => {
     await page.getByText("0.3 ms, at most 2.2 ms").waitFor();
   });
 
+  it("offers no point and no resumption of a disk that a failover has", async (context) => {
+    const rig = new PageRig();
+    await rig.serve(context, 1);
+    rig.tell("disk-1", { state: "stopped", ...rig.finding("Warning", "FAILED_OVER") });
+    const page = await rig.open();
+    await page.locator("[data-disk=disk-1]").click();
+    await page.getByText("FAILED_OVER of it").last().waitFor();
+    expect(await page.locator("dialog .buttons").innerText()).toBe("Test a failover");
+  });
+
   deepTest("takes the token, and no other", async (context) => {
     const rig = new PageRig();
     await rig.serve(context, 1);
