@@ -3,7 +3,7 @@
  * promised: it may change in any release.
  */
 
-// Work that has to be closed, whatever becomes of it.
+// Closes a resource after its use, also when the use has failed.
 export { closing } from "./closing.ts";
 // Fast copies from and to memory that threads share.
 export { copyBytes } from "./copy-bytes.ts";

@@ -59,8 +59,9 @@ export async function fill(into: Uint8Array, response: BlobDownloadResponseParse
   let filled = 0;
   if (body !== undefined) {
     body.on("data", (piece: Uint8Array) => {
-      if (filled + piece.length <= into.length) copyBytes(piece, into, filled);
       filled += piece.length;
+      if (filled > into.length) discard(response);
+      else copyBytes(piece, into, filled - piece.length);
     });
     await finished(body);
   }

@@ -53,6 +53,7 @@ const pollMs = 20;
 const logBytesMax = 1024 * 1024;
 /** More than the host writes before it serves. */
 const probeBytes = 128 * 1024;
+
 /**
  * One use of the Azurite on a folder, from `start` to `stop`. Needs the package `azurite`.
  *

@@ -145,7 +145,7 @@ describe("FileLock", () => {
 });
 
 describe("Turnstile", () => {
-  test("tasks pass one at a time in the order of their coming, whatever becomes of those before", async () => {
+  test("tasks pass one at a time in the order of their coming, also when those before fail", async () => {
     const turnstile = new Turnstile();
     const seen: string[] = [];
     const task = (name: string) => async (): Promise<string> => {

@@ -12,7 +12,7 @@
  *
  * Group points: the pruner lists the holds of all member disks, the keeper reads the condemned
  * lists of all member disks, so the argument holds for each pair. A keeper waits for what a
- * member's list says, too. Its own disk's point is kept whatever becomes of that one.
+ * member's list says, too. Its own disk's point is kept also if that one is dropped.
  */
 import { setTimeout as delay } from "node:timers/promises";
 import { hasCode, isUnreadable, TidemarkError, throwIfAborted } from "../../errors.ts";

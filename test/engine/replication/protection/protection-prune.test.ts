@@ -1,6 +1,6 @@
 /**
- * A protected disk prunes itself after its points, and goes on taking them whatever becomes of
- * that.
+ * A protected disk prunes itself after its points, and goes on taking them when
+ * that fails.
  */
 import { describe, expect, test } from "vitest";
 import { TidemarkError } from "../../../../engine/errors.ts";

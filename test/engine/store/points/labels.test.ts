@@ -62,7 +62,7 @@ describe("a label", () => {
     expect(await labels()).toEqual({ "19": "stays", "30": "not listed yet" });
   });
 
-  test("is put once whatever becomes of the answer", async () => {
+  test("is put once, also when the answer is lost", async () => {
     for (const kind of ["unacknowledged", "late"] as const) {
       const sink = new FaultySink(rig.connect(), [{ on: "putObject", when: 1, fault: { kind } }]);
       await label(5, kind, new Store(sink));
