@@ -212,10 +212,9 @@ class EngineVault implements VaultPort {
         keep(next);
       },
       replica: () => keeping.facts(),
-      point: async (options) => {
-        this.#registered?.refuseRemoved();
-        return await port.point(options);
-      },
+      // A refused cycle is repeated: a point that waits for it would wait until the agent is registered again.
+      point: async ({ signal, ...options }) =>
+        await port.point({ ...options, signal: this.#registered?.whileRegistered(signal) ?? signal }),
       stop: async (options) => {
         this.#listeners.delete(name);
         await keeping.stop();

@@ -16,10 +16,12 @@ import { resolve } from "node:path";
 import {
   type Finding,
   hasCode,
+  interrupted,
   type RegistrationKey,
   type Sink,
   systemCode,
   TidemarkError,
+  throwIfAborted,
   type Vault,
 } from "../../engine/index.ts";
 import {
@@ -64,7 +66,7 @@ export class Registered {
   #bytes: Uint8Array;
   #key: RegistrationKey;
   #readAtMs: number = performance.now();
-  #removed: TidemarkError | undefined;
+  #removal = new AbortController();
   #beating: PeriodicTask | undefined;
 
   private constructor(stateFolder: string, place: string, bytes: Uint8Array, key: RegistrationKey) {
@@ -108,14 +110,14 @@ export class Registered {
     );
   }
 
-  /** Errors: AGENT_REMOVED. */
-  refuseRemoved(): void {
-    if (this.#removed !== undefined) throw this.#removed;
+  /** `signal`, which also aborts with AGENT_REMOVED, at once if the vault does not list the agent any more. */
+  whileRegistered(signal: AbortSignal): AbortSignal {
+    return AbortSignal.any([signal, this.#removal.signal]);
   }
 
   /** `store` for reading only, except for the agent's own record, while the agent is removed. */
   gated(store: Sink): Sink {
-    return new GatedSink(store, { pass: () => this.refuseRemoved(), exceptedPrefix: agentsPrefix });
+    return new GatedSink(store, { pass: () => throwIfAborted(this.#removal.signal), exceptedPrefix: agentsPrefix });
   }
 
   /** Begins with heartbeats, the first of which is awaited. Errors: KEY_FOREIGN. */
@@ -129,10 +131,10 @@ export class Registered {
       const about = { disks: disks.map(({ disk }) => disk), health: worst(disks.map(({ health }) => health)) };
       try {
         await vault.agents.heartbeat(this.#key.agent, machine, about, { signal: until });
-        this.#removed = undefined;
+        if (this.#removal.signal.aborted) this.#removal = new AbortController();
       } catch (error) {
         if (!(error instanceof TidemarkError)) throw error;
-        if (hasCode(error, "AGENT_REMOVED")) this.#removed = error;
+        if (hasCode(error, "AGENT_REMOVED")) this.#removal.abort(error);
       }
     };
     await beat(AbortSignal.any([signal, AbortSignal.timeout(firstBeatMsMax)]));
@@ -146,8 +148,8 @@ export class Registered {
 
   /** What is wrong with the registration, for the status of each disk. */
   findings(): readonly Finding[] {
-    if (this.#removed === undefined) return [];
-    const { code, message, remedy = "" } = this.#removed;
+    if (!this.#removal.signal.aborted) return [];
+    const { code, message, remedy = "" } = interrupted(this.#removal.signal);
     return [{ level: "Critical", code, cause: message, remedy }];
   }
 
