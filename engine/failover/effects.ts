@@ -32,7 +32,7 @@ import { isMoved } from "./run-facts.ts";
 import { comparablePoint, pinPoint, unpinPoints } from "./run-points.ts";
 import { type HeldRun, readRun } from "./run-store.ts";
 import type { RunEffect } from "./run-table.ts";
-import { leftoversOf, runTargetOf } from "./run-target.ts";
+import { leftoversOf, ownTarget, replicaAt, runTargetOf } from "./run-target.ts";
 import { replicateInstant, ServedRun, type ServingVault } from "./served-run.ts";
 import { type SourceDisks, type SourceSite, takeLastPoint } from "./source.ts";
 import { formatOf, materializeName, type OwnedTarget, ownedTargetOf, targetName } from "./target.ts";
@@ -109,7 +109,7 @@ export class Effects implements AsyncDisposable {
    */
   async #stage(disk: string): Promise<ImageReturn> {
     const member = this.#member(disk);
-    await ownedTargetOf(this.#context, this.#held.document, member).own();
+    await this.#own(member);
     const back = this.#returnOf(member);
     await this.#pin(disk, member.point.id);
     const { bytesRead } = await back.stage(
@@ -136,7 +136,8 @@ export class Effects implements AsyncDisposable {
     const { run, plan, kind, shutdown, selector, group, members } = this.#held.document;
     const isPlanned = kind !== "unplanned";
     const disks = this.#disks;
-    for (const { target } of members) await this.#replicaOf(target)?.own();
+    // Another run may have been faster: then nothing is stopped for this one.
+    for (const member of members) await this.#own(member);
     // An interrupted try may have left a claim, which would refuse the last point of an image.
     for (const disk of disks) await removeClaim({ ...this.#place, disk }, run);
     if (isPlanned) {
@@ -256,7 +257,7 @@ export class Effects implements AsyncDisposable {
         continue;
       }
       const owned = ownedTargetOf(this.#context, this.#held.document, member);
-      const isThere = await owned.own();
+      const isThere = await this.#own(member);
       if (target.kind === "instant") {
         await this.#beginInstant(member, owned);
         continue;
@@ -287,6 +288,10 @@ export class Effects implements AsyncDisposable {
       await this.#swapMember({ ...member, held: { point: point.id, signature: await owned.signature() } });
       await this.#unpin(disk);
     }
+  }
+
+  async #own(member: RunMember): Promise<boolean> {
+    return await ownTarget(this.#context, this.#place, this.#held.document, member);
   }
 
   #replicaOf({ replica }: RunMember["target"]): ReplicaOfRun | undefined {
@@ -423,7 +428,9 @@ export class Effects implements AsyncDisposable {
       const member = this.#member(disk);
       if (target.kind === "instant" && (await ownedTargetOf(this.#context, this.#held.document, member).isOwned()))
         await discardImage(this.#context, { ...this.#operation, disk, image: target.path });
-      await runTargetOf(this.#context, this.#held.document, member, this.#operation).remove();
+      const made = runTargetOf(this.#context, this.#held.document, member, this.#operation);
+      // A run that died with its mark beside the target of a replica that was faster has made nothing there.
+      await ((await replicaAt(this.#place, target)) !== undefined ? made.handOver() : made.remove());
       await this.#unpin(disk);
     }
   }

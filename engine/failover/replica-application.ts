@@ -25,6 +25,7 @@ import { deletePin, isOf, listPins, putPin } from "../store/points/pins.ts";
 import { selectPoint } from "../store/points/points.ts";
 import type { Store } from "../store/store.ts";
 import { replicaTiming } from "../timing.ts";
+import { ownDevice } from "./device-use.ts";
 import { type HeldReplica, refuseSource } from "./replica-store.ts";
 import type { Application, HeldPoint } from "./replica-summary.ts";
 import { ReplicaTarget, replicaTargetName } from "./replica-target.ts";
@@ -160,6 +161,8 @@ export class Applications {
     const mode = signature === undefined && !isDevice ? "create" : await this.#target.modeFor(goal.volumeBytes);
     const isComparable =
       mode === "in-place" && base?.volumeBytes === goal.volumeBytes && (next === null || goal === begun);
+    if (isDevice && point === null)
+      await ownDevice(this.#pinPlace, this.#held.document.target.path, this.#held.document.replica);
     await this.#pin(goal);
     const summary = await this.#write(isComparable ? point : null, goal, mode);
     await this.#unpinOthers(goal);

@@ -23,7 +23,7 @@ import { encodeReplica, type ReplicaDocument } from "../store/format/replica.ts"
 import { readDisk } from "../store/points/head.ts";
 import { runRequestTiming } from "../timing.ts";
 import { verify } from "../upkeep/scrub/verify.ts";
-import { refuseDeviceInUse } from "./device-use.ts";
+import { ownDevice, refuseDeviceInUse } from "./device-use.ts";
 import { isWorker } from "./held-document.ts";
 import { Applications, unpinReplica } from "./replica-application.ts";
 import {
@@ -190,6 +190,7 @@ export class Replicas {
     await store.putOnce(name, encodeReplica(document), { signal });
     try {
       await target.refuseTaken();
+      if (named.target.kind === "device") await ownDevice(place, named.target.path, named.replica);
     } catch (error) {
       await store.delete(name);
       throw error;

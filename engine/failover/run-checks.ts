@@ -93,7 +93,9 @@ export function refuseVhds({ run, members }: RunDocument): void {
 
 /** The error of work that ended early, with the run that can go on from there. */
 export function stopped(run: string, { code, message, remedy, detail }: TidemarkError): TidemarkError {
-  const next = `the command to go on is \`tidemark jobs resume ${run}\`, and \`tidemark failover show ${run}\` says what else can be done`;
+  const show = `\`tidemark failover show ${run}\` says what else can be done`;
+  // A target that another one has got stays that one's.
+  const next = code === "TARGET_EXISTS" ? show : `the command to go on is \`tidemark jobs resume ${run}\`, and ${show}`;
   return new TidemarkError(code, `run ${run}: ${message}`, {
     // What was interrupted is not begun again: that would be a second run.
     remedy: remedy === undefined || code === "INTERRUPTED" ? next : `${remedy}; ${next}`,

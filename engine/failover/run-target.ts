@@ -1,10 +1,11 @@
 /** Targets of a run by their kinds: what the run makes itself, and replicas that it takes. */
-import { TidemarkError } from "../errors.ts";
+import { hasCode, TidemarkError } from "../errors.ts";
 import type { VaultContext } from "../pipeline/vault-context.ts";
 import type { OperationOptions } from "../progress.ts";
 import { shellWord } from "../shell-word.ts";
+import type { ReplicaDocument } from "../store/format/replica.ts";
 import type { RunDocument, RunMember } from "../store/format/run.ts";
-import { refuseDeviceInUse } from "./device-use.ts";
+import { ownDevice, refuseDeviceInUse } from "./device-use.ts";
 import { ReplicaOfRun, replicaTargets } from "./replica-run.ts";
 import { findReplica, type ReplicaVault } from "./replica-store.ts";
 import { replicaNameAt, replicaTargetName } from "./replica-target.ts";
@@ -41,6 +42,33 @@ export function runTargetOf(
     : new ReplicaOfRun(context, run.run, { replica }, options);
 }
 
+/**
+ * Makes a member's target the run's. Returns whether something of the run is there already. Errors:
+ * TARGET_EXISTS when another run or a replica was faster; WRITER_ACTIVE, see `ReplicaOfRun.own`.
+ */
+export async function ownTarget(
+  context: VaultContext,
+  place: ReplicaVault,
+  document: Pick<RunDocument, "run" | "kind">,
+  member: Pick<RunMember, "disk" | "target">,
+): Promise<boolean> {
+  const { target } = member;
+  if (target.replica !== undefined) {
+    await new ReplicaOfRun(context, document.run, { replica: target.replica }, place).own();
+    return true;
+  }
+  if (target.kind === "device") await ownDevice(place, target.path, document.run);
+  const owned = ownedTargetOf(context, document, member);
+  const isThere = await owned.own();
+  try {
+    await refuseReplicaAt(place, target);
+  } catch (error) {
+    if (hasCode(error, "TARGET_EXISTS")) await owned.handOver(); // the mark alone
+    throw error;
+  }
+  return isThere;
+}
+
 /** What of a run is left at its targets, as users name it. A target that cannot be looked at may be left. */
 export async function leftoversOf(context: VaultContext, document: RunDocument): Promise<string[]> {
   const left: string[] = [];
@@ -71,19 +99,27 @@ export async function refuseTakenTarget(
     await refuseDeviceInUse(place, member.target.path);
     return;
   }
-  const found = await findReplica(place, replicaNameAt(member.target));
-  if (found !== undefined) {
-    const { replica, disk, target } = found.document;
-    const fact = `${replicaTargetName({ target })} is replica ${replica} of disk ${JSON.stringify(disk)}`;
-    throw new TidemarkError("TARGET_EXISTS", fact, {
-      remedy: `name another target or \`--to replica:${replica}\`, or run \`tidemark replica remove ${replica} --keep-target\``,
-      detail: { replica },
-    });
-  }
+  await refuseReplicaAt(place, member.target);
   const owned = ownedTargetOf(context, { run: "", kind }, member);
   const owner = await owned.markedBy();
   if (owner !== undefined) throw await markedTarget(place, member.target, owned, owner);
   await owned.refuseTaken();
+}
+
+/** The replica that has the path of a target, unless it is the target itself. */
+export async function replicaAt(place: ReplicaVault, at: RunMember["target"]): Promise<ReplicaDocument | undefined> {
+  return at.replica === undefined ? (await findReplica(place, replicaNameAt(at)))?.document : undefined;
+}
+
+async function refuseReplicaAt(place: ReplicaVault, at: RunMember["target"]): Promise<void> {
+  const found = await replicaAt(place, at);
+  if (found === undefined) return;
+  const { replica, disk, target } = found;
+  const fact = `${replicaTargetName({ target })} is replica ${replica} of disk ${JSON.stringify(disk)}`;
+  throw new TidemarkError("TARGET_EXISTS", fact, {
+    remedy: `name another target or \`--to replica:${replica}\`, or run \`tidemark replica remove ${replica} --keep-target\``,
+    detail: { replica },
+  });
 }
 
 /** The error for a target that has the mark of a run. A store that was killed may have forgotten the run. */

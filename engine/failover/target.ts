@@ -3,8 +3,9 @@
  * left of it.
  *
  * A file or page blob gets an owner mark beside it before it is made: `<target>.tidemark-run`, which
- * holds the run's name. So after any crash a file with a mark is the run's and may be removed or
- * written over, and a file without one is not. The mark goes last.
+ * names the run. So after any crash a file with a mark is the run's and may be removed or written over,
+ * and a file without one is not. The mark goes last. That of a file is a symbolic link, which is there
+ * as a whole or not at all.
  *
  *     the target's name is free  →  mark  →  target … target removed  →  mark removed
  *
@@ -15,7 +16,7 @@
  * Invariant: nothing is written over or removed that the run has not made. A device, and the image of
  * a failback, are the exceptions: naming them as the target gives their content away.
  */
-import { lstat, open, readFile, realpath, rm, stat } from "node:fs/promises";
+import { lstat, readlink, realpath, rm, stat, symlink } from "node:fs/promises";
 import { basename, dirname, join, resolve } from "node:path";
 import { formatListen, parseListen } from "../disk/nbd/address.ts";
 import { fileError } from "../disk/source/positional-file.ts";
@@ -31,6 +32,7 @@ import { targetExists } from "../recovery/restore/target.ts";
 import type { Sink } from "../sink.ts";
 import { encodeDiskName } from "../store/format/names.ts";
 import type { RunDocument, RunMember, TargetKind } from "../store/format/run.ts";
+import { Store } from "../store/store.ts";
 
 export type MemberTarget = RunMember["target"];
 
@@ -226,7 +228,7 @@ export class OwnedTarget {
   constructor(target: MemberTarget, run: string, sink: Sink, logBase: string | undefined) {
     this.#target = target;
     this.logBase = logBase;
-    this.#owner = `${run}\n`;
+    this.#owner = run;
     this.#ground = target.kind === "blob" ? blobGround(sink) : fileGround;
   }
 
@@ -235,9 +237,9 @@ export class OwnedTarget {
     return await this.#ground.exists(this.#target.path);
   }
 
-  /** The run whose mark is there; undefined: none. A mark that a killed process left empty is no mark. */
+  /** The run whose mark is there; undefined: none. */
   async markedBy(): Promise<string | undefined> {
-    return (await this.#ground.readMark(this.#mark))?.trim() || undefined;
+    return await this.#ground.readMark(this.#mark);
   }
 
   /** Errors: TARGET_EXISTS when something is there, or another run has the name. */
@@ -343,8 +345,7 @@ export class OwnedTarget {
 
   /** Whether the target has the mark of the run. */
   async isOwned(): Promise<boolean> {
-    const mark = await this.#ground.readMark(this.#mark);
-    return mark === this.#owner;
+    return (await this.markedBy()) === this.#owner;
   }
 }
 
@@ -353,24 +354,14 @@ const fileGround: Ground = {
     return (await unlessAbsent(name, async () => await lstat(name))) !== undefined;
   },
   async readMark(name) {
-    return await unlessAbsent(name, async () => (await readFile(name, "utf8")).slice(0, markBytesMax));
+    return await unlessAbsent(name, async () => await readlink(name));
   },
   async putMark(name, text) {
     try {
-      const file = await open(name, "wx");
-      try {
-        await file.writeFile(text);
-        await file.sync();
-      } finally {
-        await file.close();
-      }
+      await symlink(text, name);
       await syncFolder(dirname(name));
     } catch (error) {
-      if (systemCode(error) !== "EEXIST") throw failed(name, error);
-      // A mark that a killed process has begun and not written names no run: it is replaced.
-      if ((await readFile(name, "utf8")) !== "") throw markTaken(name, error);
-      await rm(name, { force: true });
-      await fileGround.putMark(name, text);
+      throw systemCode(error) === "EEXIST" ? markTaken(name, error) : failed(name, error);
     }
   },
   async remove(name) {
@@ -411,7 +402,7 @@ function blobGround(sink: Sink): Ground {
     },
     async putMark(name, text) {
       try {
-        await sink.putObject(name, Buffer.from(text), { ifAbsent: true });
+        await new Store(sink).putOnce(name, Buffer.from(text));
       } catch (error) {
         throw hasCode(error, "OBJECT_EXISTS") ? markTaken(name, error) : error;
       }

@@ -169,6 +169,11 @@ export function replicaObjectName(replica: string): string {
   return `${replicasPrefix}${replica}`;
 }
 
+/** What a block device of a host is given to. `device`: 16 hexadecimal digits. */
+export function deviceMarkName(device: string): string {
+  return `failover/devices/${device}`;
+}
+
 /** The public half of the vault's registration secret. */
 export const registrationName = "registration";
 
