@@ -15,7 +15,7 @@ import { shellWord } from "../shell-word.ts";
 import { claimName } from "../store/format/names.ts";
 import { type DisableReason, type RunDocument } from "../store/format/run.ts";
 import { disableByClaim, enableByClaim, readClaim, restoreClaim } from "../store/points/failover-claim.ts";
-import { readDisk } from "../store/points/head.ts";
+import { readDisk, readHead } from "../store/points/head.ts";
 import { WriterLease } from "../store/points/writer-lease.ts";
 import { Store } from "../store/store.ts";
 import { collect } from "../upkeep/collection/collection.ts";
@@ -64,7 +64,8 @@ export async function disableDisk(context: VaultContext, options: DisableOptions
   const store = new Store(context.sink);
   const { vault } = context.document;
   const place = { store, vault, disk, signal };
-  const head = await readDisk(store, vault, disk, signal);
+  // Of a purge that died, the disk may be gone, and its claim and its space left.
+  const head = purges ? (await readHead(store, vault, disk, signal)).head : await readDisk(store, vault, disk, signal);
   const runs = (await listRuns(place)).filter(({ members }) => members.some((member) => member.disk === disk));
   if (!force) refuseOpenRun(disk, runs);
   const former = await readClaim(place);
@@ -92,7 +93,9 @@ export async function disableDisk(context: VaultContext, options: DisableOptions
     return { disk, reason, purged: false, removedPoints: 0, freedBytes: null, leftBehind, elapsedMs: since(startedAt) };
   }
   const reason = former?.disabled?.reason ?? "NotSpecified";
-  const { removedPoints } = await removeDisk(context, { disk, signal, onNotice });
+  const removal = await removeDisk(context, { disk, signal, onNotice }).catch((error: unknown) => {
+    if (!hasCode(error, "DISK_NOT_FOUND")) throw error;
+  });
   await store.delete(claimName(disk), { signal });
   const { waitingFor, storedBytesBefore, storedBytesAfter } = await collect(store, vault, { signal, onNotice });
   const isFreed = waitingFor.length === 0;
@@ -101,7 +104,7 @@ export async function disableDisk(context: VaultContext, options: DisableOptions
     disk,
     reason,
     purged: true,
-    removedPoints,
+    removedPoints: removal?.removedPoints ?? 0,
     freedBytes: isFreed ? storedBytesBefore - storedBytesAfter : null,
     leftBehind: { source, vault: isFreed ? [] : [waiting], targets },
     elapsedMs: since(startedAt),

@@ -426,7 +426,9 @@ export class Effects implements AsyncDisposable {
       // An image that is a mixture becomes the point: it is whole afterwards.
       if (kind === "failback") await this.#endApply(disk);
       const member = this.#member(disk);
-      if (target.kind === "instant" && (await ownedTargetOf(this.#context, this.#held.document, member).isOwned()))
+      const owned = ownedTargetOf(this.#context, this.#held.document, member);
+      // Of an image that has gone, a store that went back may hold the pin again.
+      if (target.kind === "instant" && ((await owned.isOwned()) || (await owned.remains()).length === 0))
         await discardImage(this.#context, { ...this.#operation, disk, image: target.path });
       const made = runTargetOf(this.#context, this.#held.document, member, this.#operation);
       // A run that died with its mark beside the target of a replica that was faster has made nothing there.

@@ -452,7 +452,7 @@ export class Failovers {
         await effects.carryOut(step.effect);
       } catch (error) {
         // A crash test ends in an error that is none of ours: nothing is noted then, as after a kill.
-        if (!(error instanceof TidemarkError) || hasCode(error, "SEAT_LOST")) throw error;
+        if (!(error instanceof TidemarkError)) throw error;
         const isInterrupted = hasCode(error, "INTERRUPTED");
         const interrupted = requests.signal.aborted ? "Cancelled" : "Suspended";
         const state = isInterrupted ? interrupted : "Failed";

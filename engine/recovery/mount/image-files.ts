@@ -190,8 +190,10 @@ async function discardUnrecorded(place: PinPlace): Promise<void> {
   try {
     names = await readdir(imageFolder(image));
   } catch (error) {
-    if (systemCode(error) === "ENOENT" || systemCode(error) === "ENOTDIR") return;
-    throw cannotMake(imageFolder(image), error);
+    if (systemCode(error) !== "ENOENT" && systemCode(error) !== "ENOTDIR") throw cannotMake(imageFolder(image), error);
+    // The store may have gone back to a pin of an image that has been discarded.
+    if (!(await exists(image))) await removeOwnPins(place);
+    return;
   }
   if (!names.every((name) => /^(pinned|record)(\.partial-[0-9a-f]{8})?$/.test(name))) return;
   if (names.includes(basename(pinnedPath(image)))) await removeOwnPins(place);

@@ -9,6 +9,7 @@
  */
 import { randomUUID } from "node:crypto";
 import { hasCode, TidemarkError } from "../../errors.ts";
+import { leaseTiming } from "../../timing.ts";
 import { collectorName } from "../format/reclaim.ts";
 import { HeldLease } from "../held-lease.ts";
 import type { Store } from "../store.ts";
@@ -38,7 +39,7 @@ export async function takeCollectorLease(store: Store, signal: AbortSignal | und
 
 function active(cause: unknown): TidemarkError {
   return new TidemarkError("COLLECTION_ACTIVE", "another collection works on this vault", {
-    remedy: "let it finish",
+    remedy: `let it finish; if it was killed, its lease ends after ${String(leaseTiming.seconds)} s`,
     cause,
   });
 }

@@ -115,6 +115,14 @@ const verbs: readonly Verb[] = [
     giveUp: undefined,
   },
   {
+    name: "a completed migration",
+    before: async () => await start("unplanned", "2"),
+    work: async (run) => await vault.failovers.completeMigration({ run }),
+    state: "MarkedForDeletion",
+    holds: 2,
+    giveUp: undefined,
+  },
+  {
     name: "a reprotection",
     before: async () => {
       const run = await start("unplanned", "2");
@@ -329,6 +337,45 @@ describe.each([...verbs, ...instantVerbs, ...replicaVerbs])("$name that dies", (
     sweepMsMax,
   );
 });
+
+/** A store that is killed comes back as it was before the verb. What the verb did to files stays. */
+describe.each([...verbs, ...instantVerbs, ...replicaVerbs].filter(({ before }) => before !== nothing))(
+  "$name under a store that goes back",
+  (verb) => {
+    test(
+      "is done again, or given up",
+      async () => {
+        const run = await setUp(verb);
+        if (run === "") return;
+        const sink = new FaultySink(new MemorySink({ store: memory }), []);
+        line.current = sink;
+        await verb.work(run);
+        const ways = verb.giveUp === undefined ? (["again"] as const) : (["again", "give up"] as const);
+        // After the last call, too: the verb has succeeded, and the store has forgotten all of it.
+        for (const [index, call] of callsOf(1, sink.calls.length + 1, 5).entries()) {
+          for (const way of inTurn(ways, index)) {
+            await removeFolder(folder);
+            const again = await setUp(verb);
+            const before = memory.snapshot();
+            line.current = new FaultySink(new MemorySink({ store: memory }), [
+              { on: "any", when: call, fault: { kind: "crash", effect: "after" } },
+            ]);
+            await endOf(verb.work(again));
+            reconnect();
+            memory.restore(before);
+            if (way === "give up") await giveUp(verb);
+            else {
+              await verb.work(again);
+              const [after] = await vault.failovers.list();
+              if (after !== undefined) await checkOutcome(verb, after);
+            }
+          }
+        }
+      },
+      sweepMsMax,
+    );
+  },
+);
 
 let calls = 0;
 let jobsBefore = 0;

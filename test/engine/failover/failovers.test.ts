@@ -20,6 +20,7 @@ import type { SourceSite } from "../../../engine/failover/source.ts";
 import type { Notice } from "../../../engine/notice.ts";
 import { Group } from "../../../engine/replication/protection/groups.ts";
 import { runObjectName } from "../../../engine/store/format/names.ts";
+import { WriterLease } from "../../../engine/store/points/writer-lease.ts";
 import type { Vault } from "../../../engine/vault.ts";
 import { MemorySink, type MemorySnapshot, MemoryStore } from "../../../sink/memory.ts";
 import { closeModelVaults, contentOf, type ModelDisk, openModelVault, sampleDisk, scribble } from "../../model-disk.ts";
@@ -313,6 +314,15 @@ describe("an unplanned failover", () => {
     const [made] = run?.jobs[0]?.tasks ?? [];
     expect(made?.progress?.totalBytes).toBeGreaterThan(500_000);
     expect(made?.progress?.doneBytes).toBe(made?.progress?.totalBytes);
+  });
+
+  test("whose disk another process takes meanwhile names itself in the error, and goes on", async () => {
+    const { run } = await unplanned(`file:${path("t.img")}`);
+    vi.spyOn(WriterLease, "take").mockRejectedValueOnce(new TidemarkError("SEAT_LOST", "another writer has taken it"));
+    const error = await expectCode(vault.failovers.commit({ run }), "SEAT_LOST");
+    expect(error).toMatchObject({ message: expect.stringContaining(`run ${run}: `) as string, detail: { run } });
+    expect(await vault.failovers.show(run)).toMatchObject({ state: "CommitFailoverFailedOnPrimary" });
+    expect(await vault.failovers.resume({ run })).toMatchObject({ state: "CommitFailoverCompleted" });
   });
 
   test("whose store goes away names itself in the error", async () => {

@@ -14,6 +14,7 @@ import { WriterLease } from "../../../engine/store/points/writer-lease.ts";
 import type { Vault } from "../../../engine/vault.ts";
 import { CrashError, FaultySink } from "../../../sink/faults.ts";
 import { MemorySink, type MemorySnapshot, MemoryStore } from "../../../sink/memory.ts";
+import { callsOf } from "../../depth.ts";
 import {
   closeModelVaults,
   type ModelDisk,
@@ -194,6 +195,29 @@ describe("a disabled disk", () => {
     expect(done.freedBytes).toBeGreaterThan(10_000);
     expect(await vault.disks()).toEqual([]);
     await vault.replicate({ disk: "web", volume: disk });
+  });
+
+  test("whose purge dies at any call of the store is gone with its space after the next one", async () => {
+    const counting = new FaultySink(new MemorySink({ store: memory }), []);
+    line.current = counting;
+    const { freedBytes } = await vault.failovers.disable({ disk: "web", points: "purge" });
+    for (const call of callsOf(1, counting.calls.length, 6)) {
+      memory.restore(start);
+      const fault = { kind: "crash", effect: "after" } as const;
+      line.current = new FaultySink(new MemorySink({ store: memory }), [{ on: "any", when: call, fault }]);
+      expect(await endOf(vault.failovers.disable({ disk: "web", points: "purge" }))).toBeInstanceOf(CrashError);
+      liveSessions().clear();
+      line.current = new MemorySink({ store: memory });
+      // A collection that died has its lease for a while.
+      const early = await endOf(vault.failovers.disable({ disk: "web", points: "purge" }));
+      if (early !== undefined) expect(early).toMatchObject({ code: "COLLECTION_ACTIVE" });
+      line.current = new MemorySink({ store: memory, clock: () => Date.now() + 61_000 });
+      const again = await vault.failovers.disable({ disk: "web", points: "purge" });
+      expect(again, `call ${call}`).toMatchObject({ purged: true, leftBehind: { vault: [] } });
+      expect(again.freedBytes).toBeLessThanOrEqual(freedBytes ?? 0);
+      expect(await namesIn(new MemorySink({ store: memory }), "segments/")).toEqual([]);
+      await vault.replicate({ disk: "web", volume: disk });
+    }
   });
 
   test("that is purged by force while a writer has it keeps its points until the writer has ended", async () => {
