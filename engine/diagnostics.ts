@@ -17,7 +17,7 @@ import type { ErrorCode } from "./errors.ts";
 export interface DiagnosticEvents {
   /**
    * A disk was taken over whose head named a writer: one that has died or was fenced, or that
-   * stopped without a commit.
+   * failed.
    */
   readonly "lease.taken-over": {
     readonly disk: string;

@@ -153,7 +153,7 @@ export async function activeWriter(
   const place = { store: new Store(context.sink), vault: context.document.vault, disk, onNotice, signal };
   try {
     const lease = await WriterLease.take(place);
-    await lease.release();
+    await lease.leave();
     return undefined;
   } catch (error) {
     if (hasCode(error, "WRITER_ACTIVE")) return error;

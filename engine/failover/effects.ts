@@ -238,7 +238,7 @@ export class Effects implements AsyncDisposable {
    */
   async #proveWithoutWriter(disk: string): Promise<void> {
     const lease = await WriterLease.take({ ...this.#place, disk, onNotice: this.#notify });
-    await lease.release();
+    await lease.leave();
   }
 
   /** Brings every target to its member's point. */

@@ -95,6 +95,8 @@ export class Session implements AsyncDisposable {
   readonly #signal: AbortSignal;
   #manifest: ManifestDocument | undefined;
   #adoptedAtMs = 0;
+  /** No shipment has failed or is under way: no write is in doubt. */
+  #isSound = true;
   #closed: Promise<void> | undefined;
 
   private constructor(
@@ -288,6 +290,7 @@ export class Session implements AsyncDisposable {
     const run = new RunWriter(this.#objects);
     const again = new RunWriter(this.#objects);
     const storedBytes = (): number => this.#lanes.storedBytes - before.storedBytes;
+    this.#isSound = false;
     try {
       await this.#adoptCollection(signal);
       const { collection } = this.#writerLease.head;
@@ -329,6 +332,7 @@ export class Session implements AsyncDisposable {
       };
       const point = await this.#commit(manifest, { references, isReread }, shipment, signal);
       this.#manifest = manifest;
+      this.#isSound = true;
       return {
         point,
         statistics,
@@ -437,7 +441,7 @@ export class Session implements AsyncDisposable {
     });
   }
 
-  /** Waits for writes in flight and releases the writer lease. Idempotent. */
+  /** Waits for writes in flight and gives the disk back. Idempotent. */
   async close(): Promise<void> {
     this.#closed ??= this.#close();
     await this.#closed;
@@ -445,7 +449,7 @@ export class Session implements AsyncDisposable {
 
   async #close(): Promise<void> {
     await this.#lanes.close();
-    await this.#writerLease.release();
+    await (this.#isSound ? this.#writerLease.leave() : this.#writerLease.release());
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

@@ -25,7 +25,7 @@ import { randomBytes } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
 import { publish } from "../../diagnostics.ts";
 import { hasCode, isGone, TidemarkError, throwIfAborted } from "../../errors.ts";
-import { takeOverTiming } from "../../timing.ts";
+import { leaseTiming, takeOverTiming } from "../../timing.ts";
 import { toHex } from "../format/checksum.ts";
 import type { HeadDocument, PointList, PointRecord, WriterRecord } from "../format/documents.ts";
 import { countPoints, decodeHead, encodeHead, headPointsMax } from "../format/documents.ts";
@@ -446,6 +446,25 @@ export class WriterLease implements AsyncDisposable {
     const { disk } = this.#options;
     publish("writer.fenced", { disk, epoch: this.epoch, message: cause.message });
     return writerLeaseLost(disk, "", cause);
+  }
+
+  /**
+   * Says in the head that the disk has no writer any more, and releases the lease. To be called when no
+   * write of this writer is in flight or in doubt: the next one fences nothing then. Waits.
+   */
+  async leave(): Promise<void> {
+    const { name, leaseId } = this.#lease.place;
+    try {
+      if (this.#head.writer === null || this.signal.aborted) return;
+      const bytes = encodeHead({ ...this.#head, writer: null });
+      const signal = AbortSignal.timeout(leaseTiming.releaseMsMax);
+      await this.#options.store.put(name, bytes, { ifMatch: this.#etag, leaseId }, { signal });
+    } catch (error) {
+      // The next writer finds that this one has ended, and fences it.
+      if (!(error instanceof TidemarkError)) throw error;
+    } finally {
+      await this.release();
+    }
   }
 
   /** Releases the lease. Idempotent; waits. A lease that cannot be released ends by itself. */

@@ -4,6 +4,7 @@
  */
 import { copyFileSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { afterEach, describe, expect, test, vi } from "vitest";
+import { subscribeDiagnostics } from "../../../../engine/diagnostics.ts";
 import { LiveFile } from "../../../../engine/disk/source/live-file.ts";
 import { granuleBytes } from "../../../../engine/limits.ts";
 import type { ProcessIdentity } from "../../../../engine/store/points/process-identity.ts";
@@ -235,6 +236,18 @@ describe("the end", () => {
     expect(disk.status.backlogBytes).toBe(0);
     await disk.point();
     expect(await disk.scannedBytes()).toBe(0);
+  });
+
+  test("gives the disk back: the next start takes it over from no writer", async () => {
+    const seen: string[] = [];
+    const end = subscribeDiagnostics(({ name }) => seen.push(name));
+    await beginWith(100_000);
+    await machine.restart();
+    await disk.start();
+    await disk.point();
+    end();
+    expect(seen).toContain("commit.resolved");
+    expect(seen).not.toContain("lease.taken-over");
   });
 
   test("with a last point, while the store is away, waits until it is told not to and loses nothing", async () => {
