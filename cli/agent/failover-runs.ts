@@ -108,13 +108,17 @@ export class FailoverRuns {
   async operate({ vault: named, ...fields }: VerbFields, signal: AbortSignal): Promise<VerbDone> {
     const { run } = fields;
     if (named !== undefined && typeof named !== "string") throw wrongInput("vault is no text", "give it as text");
+    const { supervisor } = this.#parts;
     const vault = named ?? (typeof run === "string" ? (await this.show(run, signal)).vault : this.#onlyVault());
     try {
-      return await this.#parts.supervisor.useVault(
+      return await supervisor.useVault(
         vault,
         signal,
         async (port) =>
-          await this.#unserved(vault, signal, async (options) => await carryOutVerb(port, fields, options)),
+          await this.#unserved(vault, signal, async (options) => {
+            const flags = { vault: supervisor.config.vaults.get(vault)?.address };
+            return await carryOutVerb(port, fields, { ...options, flags });
+          }),
       );
     } finally {
       // Also a verb that failed may have released a run.

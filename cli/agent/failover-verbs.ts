@@ -14,6 +14,8 @@ import type {
 import { wrongInput } from "../errors.ts";
 import { loadFile, refuseFaults } from "../plan/plan-loading.ts";
 import { parseDuration } from "../quantities.ts";
+import type { VaultFlags } from "../settings.ts";
+import { refuseInsideVault } from "../vault-folder.ts";
 import type { TellFault } from "./config.ts";
 import type { FailoverPort, PlanPort } from "./ports.ts";
 
@@ -34,8 +36,13 @@ export type VerbDone = RunDone | PlanRunDone | RunSummary | PlanRunSummary | Pla
 
 export type VerbFields = Readonly<Record<string, unknown>>;
 
-/** How verbs work. `tellFault` gets each fault of a plan. */
-export type VerbOptions = FailoverOptions & { readonly tellFault?: TellFault | undefined };
+/** How verbs work. */
+export interface VerbOptions extends FailoverOptions {
+  /** No target may be in the folder of this vault. */
+  readonly flags: VaultFlags;
+  /** Gets each fault of a plan. */
+  readonly tellFault?: TellFault | undefined;
+}
 
 /** A verb: its fields besides `verb` and `run`, and what it does. */
 interface Verb {
@@ -75,7 +82,9 @@ const verbs: Readonly<Record<string, Verb>> = {
           `run ${options.run} is of a plan, which has commands of its own`,
           "leave shutdown and commit out",
         );
-      return await runs.failback({ ...options, to: read.texts("to") ?? [], source: read.source(), shutdown, ending });
+      const to = read.texts("to") ?? [];
+      for (const image of to) await refuseInsideVault(options.flags, image, "target");
+      return await runs.failback({ ...options, to, source: read.source(), shutdown, ending });
     },
   },
   "complete-migration": { fields: [], work: async (runs, options) => await runs.completeMigration(options) },
@@ -113,13 +122,14 @@ async function start(
   { failovers, plans }: RunPorts,
   kind: (typeof kinds)[number],
   read: FieldReader,
-  { tellFault, ...given }: VerbOptions,
+  { flags, tellFault, ...given }: VerbOptions,
 ): Promise<VerbDone> {
   const path = read.text("plan");
   read.refuseOthers(path === undefined ? diskFields : planFields);
   const [source, point, to] = [read.source(), read.text("point"), read.text("to")];
   const options = { ...given, kind, point, ttlMs: read.duration("ttl"), note: read.text("note") };
   if (path === undefined) {
+    await refuseTarget(flags, to ?? "");
     return await failovers.start({
       ...options,
       disks: read.texts("disks"),
@@ -135,10 +145,24 @@ async function start(
   // A machine that names no source is written where the request says.
   const machines = loaded.plan.machines.map((machine) => ({ ...machine, source: machine.source ?? source }));
   const asked = { ...options, plan: { ...loaded.plan, machines }, to };
+  const { target, testTarget } = loaded.plan;
+  await refusePlanTarget(flags, to ?? (kind === "test" ? testTarget : null) ?? target);
   if (!read.flag("dryRun")) return await plans.start(asked);
   const { faults, ...preview } = await plans.preview(asked);
   refuseFaults(path, loaded, faults, tellFault);
   return { plan: loaded.plan.name, kind, ...preview };
+}
+
+/** Errors: INVALID_ARGUMENT when the target is in the folder of the vault. */
+async function refuseTarget(flags: VaultFlags, target: string): Promise<void> {
+  const [, scheme, place = ""] = /^(instant|file|vhd|dir):(.*)$/s.exec(target) ?? [];
+  const local = scheme === "instant" ? (/,image=(.*)$/s.exec(place)?.[1] ?? ".") : place;
+  if (scheme !== undefined) await refuseInsideVault(flags, local, "target");
+}
+
+/** As `refuseTarget`. A plan names folders. */
+export async function refusePlanTarget(flags: VaultFlags, target: string | null): Promise<void> {
+  await refuseTarget(flags, (target ?? "").replace(/^instant:unix:/, "dir:"));
 }
 
 /** Reads the fields of a request. Every method throws INVALID_ARGUMENT. */

@@ -3,7 +3,7 @@ import { constants } from "node:fs";
 import { access } from "node:fs/promises";
 import { systemCode, TidemarkError } from "../../engine/index.ts";
 import { parseVaultSpec } from "../../sink/index.ts";
-import { refuseInsideVault } from "../commands/context.ts";
+import { refuseInsideVault } from "../vault-folder.ts";
 import type { DiskConfig, PolicyConfig, VaultConfig } from "./config.ts";
 
 /** The policy with the place of its replicas absolute. */

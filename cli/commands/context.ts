@@ -1,6 +1,5 @@
 /** Context of a command, and the vault that its flags name: opened, used and closed. */
-import { realpath, stat } from "node:fs/promises";
-import { dirname, resolve, sep } from "node:path";
+import { stat } from "node:fs/promises";
 import {
   FileVolume,
   type OperationOptions,
@@ -122,26 +121,6 @@ export async function refuseEmptyImage(path: string): Promise<void> {
   }
 }
 
-/**
- * Refuses an image in the very folder in which the vault keeps its data. `what` names it in the
- * error. Errors: INVALID_ARGUMENT. The vault of an agent that is asked is not known here.
- */
-export async function refuseInsideVault(
-  flags: VaultFlags & { readonly agent?: string },
-  path: string,
-  what: string,
-): Promise<void> {
-  if (flags.agent !== undefined) return;
-  const spec = parseVaultSpec(vaultAddress(flags));
-  if (spec.kind !== "directory" && spec.kind !== "azurite") return;
-  const [folder, image] = await Promise.all([withoutLinks(spec.dir), withoutLinks(path)]);
-  if (image !== folder && !image.startsWith(folder.endsWith(sep) ? folder : folder + sep)) return;
-  throw new TidemarkError("INVALID_ARGUMENT", `the ${what} ${path} lies inside the vault's own folder ${spec.dir}`, {
-    remedy: `keep vault and ${what} apart`,
-    detail: { path, folder },
-  });
-}
-
 /** Opens a vault whose `vault.json` may be lost. */
 export async function openForRepair(sink: Sink, options: VaultOptions): Promise<Vault> {
   return await Vault.openForRepair(sink, options);
@@ -163,17 +142,5 @@ async function refuseAbsentAzurite(address: string): Promise<void> {
         "check the address, or create a vault with `tidemark vault init`; the first `tidemark replicate` creates one too",
       cause: error,
     });
-  }
-}
-
-/** The path with the links of its existing part resolved. */
-async function withoutLinks(path: string): Promise<string> {
-  const absolute = resolve(path);
-  try {
-    return await realpath(absolute);
-  } catch (error) {
-    const folder = dirname(absolute);
-    if (systemCode(error) !== "ENOENT" || folder === absolute) return absolute;
-    return resolve(await withoutLinks(folder), absolute.slice(folder.length).replace(/^[\\/]+/, ""));
   }
 }

@@ -2,7 +2,7 @@
 import { resolve } from "node:path";
 import { Command } from "commander";
 import type { VaultFlags } from "../settings.ts";
-import { type CommandContext, refuseInsideVault } from "./context.ts";
+import type { CommandContext } from "./context.ts";
 import { sourceFields, withEnding, withRun, withSocket } from "./failover.ts";
 import { operate } from "./run-verbs.ts";
 
@@ -40,7 +40,6 @@ Example:
     )
     .action(async (run: string, flags: FailbackFlags) => {
       const { shutdown, note, commit } = flags;
-      for (const image of flags.to) await refuseInsideVault(flags, image, "target");
       const to = flags.to.map((image) => resolve(image));
       await operate(context, "failback", flags, { run, to, ...sourceFields(flags), shutdown, note, commit });
     });

@@ -13,7 +13,7 @@ import { placedTarget as placedPlanTarget } from "../plan/placed-target.ts";
 import { formatNumberOf, parseDuration } from "../quantities.ts";
 import { type VaultFlags, withVaultOptions, withWorkersOption } from "../settings.ts";
 import { type Column, fittedTable } from "../text.ts";
-import { type CommandContext, refuseInsideVault, withVault } from "./context.ts";
+import { type CommandContext, withVault } from "./context.ts";
 import { startPlan } from "./plan.ts";
 import { agentListing, operate, selectorOf, textOf, withAgentOption, workOptions } from "./run-verbs.ts";
 
@@ -235,9 +235,6 @@ async function start(context: CommandContext, kind: StartFailoverOptions["kind"]
   refuseOptions("only a plan can be looked at before its run", { "dry-run": dryRun });
   if (to === undefined)
     throw new TidemarkError("INVALID_ARGUMENT", "no target is named", { remedy: `add \`--to TARGET\`: ${targets}` });
-  const [, scheme = "", place = ""] = /^([a-z]+):(.*)$/s.exec(to) ?? [];
-  const local = scheme === "instant" ? (/,image=(.*)$/s.exec(place)?.[1] ?? ".") : place;
-  if (["instant", "file", "vhd", "dir"].includes(scheme)) await refuseInsideVault(flags, local, "target");
   const target = agent === undefined ? to : placedTarget(to);
   const fields = { ...common, disks, group, to: target, check, shutdown, commit };
   await operate(context, `failover ${kind}`, flags, fields);

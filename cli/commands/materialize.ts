@@ -5,7 +5,8 @@ import { formatBytes, formatDuration, formatRate } from "../quantities.ts";
 import { type VaultFlags, withVaultOptions, withWorkersOption } from "../settings.ts";
 import { fields, printable } from "../text.ts";
 import { pointSelector } from "../times.ts";
-import { type CommandContext, operation, refuseInsideVault, withVault } from "./context.ts";
+import { refuseInsideVault } from "../vault-folder.ts";
+import { type CommandContext, operation, withVault } from "./context.ts";
 
 interface MaterializeFlags extends VaultFlags {
   readonly disk: string;

@@ -18,7 +18,8 @@ import { formatBytes, formatCount, formatDuration } from "../quantities.ts";
 import { byteSize, type VaultFlags, withVaultOptions, withWorkersOption } from "../settings.ts";
 import { fields, printable } from "../text.ts";
 import { pointSelector } from "../times.ts";
-import { type CommandContext, operation, refuseInsideVault, withVault } from "./context.ts";
+import { refuseInsideVault } from "../vault-folder.ts";
+import { type CommandContext, operation, withVault } from "./context.ts";
 
 interface MountFlags extends VaultFlags {
   readonly disk: string;

@@ -25,7 +25,8 @@ import { loadFile, refuseFaults } from "../plan/plan-loading.ts";
 import { formatNumberOf } from "../quantities.ts";
 import { type VaultFlags, vaultAddress } from "../settings.ts";
 import { printable } from "../text.ts";
-import { type CommandContext, refuseInsideVault, withVault } from "./context.ts";
+import { refuseInsideVault } from "../vault-folder.ts";
+import { type CommandContext, withVault } from "./context.ts";
 import { tellFaults } from "./run-verbs.ts";
 
 export interface ExportFlags extends VaultFlags {

@@ -2,7 +2,7 @@
 import { resolve } from "node:path";
 import { Command, Option } from "commander";
 import type { PlanPreview, PlanRunSummary, StartPlanOptions } from "../../engine/index.ts";
-import type { PlanPreviewSummary, VerbFields } from "../agent/failover-verbs.ts";
+import { type PlanPreviewSummary, refusePlanTarget, type VerbFields } from "../agent/failover-verbs.ts";
 import { writeNew } from "../new-file.ts";
 import { placedTarget } from "../plan/placed-target.ts";
 import { loadFile, refuseFaults } from "../plan/plan-loading.ts";
@@ -12,7 +12,8 @@ import { describePlan, describePlanRun, planGraph } from "../plan/plan-text.ts";
 import { formatDuration, formatNumberOf } from "../quantities.ts";
 import { type VaultFlags, withVaultOptions } from "../settings.ts";
 import { type Column, fittedTable, printable } from "../text.ts";
-import { type CommandContext, refuseInsideVault, withVault } from "./context.ts";
+import { refuseInsideVault } from "../vault-folder.ts";
+import { type CommandContext, withVault } from "./context.ts";
 import { exportCommand, withPlan } from "./plan-export.ts";
 import { operate, tellFaults, textOf } from "./run-verbs.ts";
 
@@ -88,7 +89,6 @@ export async function startPlan(
   const { output } = context;
   await operate(context, `failover ${kind}`, flags, fields, async (ask, request) => {
     const preview = (await ask({ ...request, dryRun: true })) as PlanPreviewSummary;
-    if (flags.agent === undefined) await refuseTargetsInside(flags, [preview.target]);
     if (flags.dryRun === true) return preview;
     output.item("preview", preview, textOf(preview, output));
     return await ask(request);
@@ -102,7 +102,8 @@ async function check(context: CommandContext, flags: PlanFlags): Promise<void> {
   const isAlone = (flags.vault ?? "") === "";
   if (!isAlone) {
     const to = placedTarget(flags.to, ".");
-    await refuseTargetsInside(flags, to === undefined ? [plan.target, plan.testTarget] : [to]);
+    for (const target of to === undefined ? [plan.target, plan.testTarget] : [to])
+      await refusePlanTarget(flags, target);
     const kinds = plan.testTarget === null ? (["unplanned"] as const) : (["unplanned", "test"] as const);
     const faults = await withVault(context, flags, async ({ plans }) => {
       const found: PlanPreview[] = [];
@@ -192,11 +193,4 @@ function tableOf(runs: readonly PlanRunSummary[], columns: number): string {
   return [...(runs.length === 0 ? [] : [fittedTable(listed, runs, columns)]), formatNumberOf(runs.length, "run")].join(
     "\n",
   );
-}
-
-async function refuseTargetsInside(flags: VaultFlags, targets: readonly (string | null)[]): Promise<void> {
-  for (const name of targets) {
-    const [, folder] = /^(?:dir|instant:unix):(.+)$/s.exec(name ?? "") ?? [];
-    if (folder !== undefined) await refuseInsideVault(flags, folder, "target");
-  }
 }

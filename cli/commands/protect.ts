@@ -14,7 +14,8 @@ import { withoutSecrets, wrongInput } from "../errors.ts";
 import { formatNumberOf, parseDuration } from "../quantities.ts";
 import { type VaultFlags, vaultAddress, vaultOptions, withVaultOptions } from "../settings.ts";
 import { printable } from "../text.ts";
-import { type CommandContext, nbdAddress, refuseEmptyImage, refuseInsideVault } from "./context.ts";
+import { refuseInsideVault } from "../vault-folder.ts";
+import { type CommandContext, nbdAddress, refuseEmptyImage } from "./context.ts";
 import { lastPointLimit, withLastPoint } from "./last-point.ts";
 
 interface ProtectFlags extends VaultFlags {

@@ -6,7 +6,8 @@ import { exitCodes } from "../errors.ts";
 import { formatBytes, formatDuration, formatNumberOf } from "../quantities.ts";
 import { type VaultFlags, withVaultOptions, withWorkersOption } from "../settings.ts";
 import { fields, printable, table } from "../text.ts";
-import { type CommandContext, refuseInsideVault, withVault } from "./context.ts";
+import { refuseInsideVault } from "../vault-folder.ts";
+import { type CommandContext, withVault } from "./context.ts";
 import { printDamage } from "./verify.ts";
 
 interface RunFlags extends VaultFlags {

@@ -20,8 +20,9 @@ import { formatBytes, formatCount, formatDuration, formatRate, formatRatio } fro
 import { type VaultFlags, withLanesOption, withVaultOptions, withWorkersOption } from "../settings.ts";
 import { fields, printable } from "../text.ts";
 import { pointSelector } from "../times.ts";
+import { refuseInsideVault } from "../vault-folder.ts";
 import { told, toldWhile } from "../waiting.ts";
-import { type CommandContext, nbdAddress, operation, refuseEmpty, refuseInsideVault, withVault } from "./context.ts";
+import { type CommandContext, nbdAddress, operation, refuseEmpty, withVault } from "./context.ts";
 
 interface ReplicateFlags extends VaultFlags {
   readonly disk: string;

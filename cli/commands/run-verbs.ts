@@ -98,7 +98,8 @@ export async function operate(
     const serve = async (run: string, cacheBytes: number): Promise<void> =>
       void served.push(await openRun(context, vault, run, cacheBytes));
     const options = { ...workOptions(context), ...(isServing ? { serve } : {}) };
-    const ask: Ask = async (given) => await carryOutVerb(vault, given, { ...options, tellFault: tellFaults(context) });
+    const ask: Ask = async (given) =>
+      await carryOutVerb(vault, given, { ...options, flags, tellFault: tellFaults(context) });
     try {
       const worked = await steps(ask, verb);
       const isAlone = isServing && "disks" in worked && worked.disks.some(({ nbd }) => nbd !== null);

@@ -36,6 +36,8 @@ it("moves a disk of its own away, shows where it is, and brings it back when tha
   await vi.waitFor(async () => await ask("/v1/point", { disk: "web" }), { timeout: 20_000 });
 
   const drill = { verb: "test", disks: ["web"], to: `file:${folder.path("t.img")}`, ttl: "1s", check: "exit 3" };
+  const inside = `file:${folder.path("vault/t.img")}`;
+  await expect(ask("/v1/failover", { ...drill, to: inside })).rejects.toMatchObject({ code: "INVALID_ARGUMENT" });
   await expect(ask("/v1/failover", drill)).rejects.toMatchObject({ code: "HOOK_FAILED" });
   const { runs } = (await ask("/v1/failover")) as { readonly runs: readonly RunSummary[] };
   const test = runs[0]?.run ?? "";
