@@ -70,14 +70,17 @@ export async function previewPlan(
   const faults: PlanFault[] = [];
   const found: Found[] = [];
   const isCommon = selector === "common" && kind !== "planned";
-  const judged = async (path: PlanFault["path"], work: () => Promise<void>): Promise<void> => {
+  /** Whether `work` found no fault. */
+  const judged = async (path: PlanFault["path"], work: () => Promise<void>): Promise<boolean> => {
     try {
       await work();
+      return true;
     } catch (error) {
       const isFault = error instanceof TidemarkError;
       if (!isFault || error.code === "INTERRUPTED" || error.code === "STORE_UNREACHABLE") throw error;
       // A folder that is missing is one fault, not one of each machine.
       if (!faults.some((other) => other.error.message === error.message)) faults.push({ path, error });
+      return false;
     }
   };
   const eachMachine = async (work: (machine: PlanMachine, index: number) => Promise<void>): Promise<void> =>
@@ -89,13 +92,15 @@ export async function previewPlan(
     );
   await eachMachine(async (machine, index) => {
     const path = ["machines", index];
-    const before = faults.length;
-    for (const [at, disk] of machine.disks.entries())
-      await judged([...path, "disks", at], async () => {
+    let isSound = true;
+    for (const [at, disk] of machine.disks.entries()) {
+      const isUsable = await judged([...path, "disks", at], async () => {
         await refuseWithoutPoint(place, disk);
         if (kind !== "test") await refuseOtherRun({ ...place, disk }, "");
       });
-    if (faults.length > before) return;
+      isSound &&= isUsable;
+    }
+    if (!isSound) return;
     await judged([...path, "disks"], async () => {
       const { group, chosen } = await pointsOf(place, machine.disks, kind === "planned" ? "latest" : selector);
       const targets: RunMember["target"][] = [];

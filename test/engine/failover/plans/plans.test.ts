@@ -186,10 +186,14 @@ describe("a run that cannot begin", () => {
   test("names every fault before anything has changed", async () => {
     const plan = shopPlan(folder);
     writeFileSync(join(folder, "app.img"), "mine");
-    const machines = [{ name: "db", disks: ["data", "absent"], source: null }, ...plan.machines.slice(1)];
+    // Of the second machine more is looked at, and the fault of the first one is found meanwhile.
+    const machines = [
+      { name: "db", disks: ["absent"], source: null },
+      { name: "app", disks: ["app", "data"], source: null },
+    ];
     const preview = await vault.plans.preview({ plan: { ...plan, machines }, kind: "test" });
     expect(preview.faults.map(({ path, error }) => [path.join("."), error.code])).toEqual([
-      ["machines.0.disks.1", "DISK_NOT_FOUND"],
+      ["machines.0.disks.0", "DISK_NOT_FOUND"],
       ["target", "TARGET_EXISTS"],
     ]);
     await expectCode(vault.plans.start({ plan: { ...plan, machines }, kind: "test" }), "DISK_NOT_FOUND");
