@@ -15,13 +15,12 @@ import { type OperationOptions, paced } from "../../progress.ts";
 import { fromHex } from "../../store/format/checksum.ts";
 import type { PointRecord } from "../../store/format/documents.ts";
 import { DataShare } from "../../store/map/data-share.ts";
-import { type GranuleRange, PointMap } from "../../store/map/point-map.ts";
+import { mapDifferences } from "../../store/map/map-diff.ts";
+import { LeafCache, PointMap } from "../../store/map/point-map.ts";
 import { readDisk } from "../../store/points/head.ts";
 import { readManifest } from "../../store/points/manifest.ts";
-import { PointDiff } from "../../store/points/point-diff.ts";
 import { selectPoint } from "../../store/points/points.ts";
 import { holdToRead } from "../../store/points/reader-holds.ts";
-import type { Extent } from "../../volume.ts";
 import type { ImageFormat, MaterializeMode, RestoreTarget } from "./target.ts";
 import { openTarget } from "./targets.ts";
 
@@ -56,7 +55,10 @@ export async function materialize(
   const point = await selectPoint(store, head, options.point, options.signal);
   const held = { store, vault: document.vault, disk, point, purpose: "materialize", onNotice, signal: options.signal };
   await using hold = await holdToRead(held);
-  const signal = options.signal === undefined ? hold.signal : AbortSignal.any([options.signal, hold.signal]);
+  const { since } = options;
+  const base = since === undefined ? undefined : await selectPoint(store, head, since, options.signal);
+  await using baseHold = base && (await holdToRead({ ...held, point: base }));
+  const signal = AbortSignal.any([options.signal, hold.signal, baseHold?.signal].filter((one) => one !== undefined));
   const state = new LocalState({ folder: context.stateFolder, vault: document.vault, disk, onNotice });
   const manifest = await readManifest(store, document.vault, disk, point, signal);
   const source = await state.source();
@@ -85,7 +87,9 @@ export async function materialize(
   }
   const reader = new PointReader({ store, workerPool: context.workerPool(), signal });
   const report = paced(options.onProgress);
-  const map = new PointMap(store, fromHex(document.vault), disk, manifest);
+  const vaultId = fromHex(document.vault);
+  const cache = new LeafCache();
+  const map = new PointMap(store, vaultId, disk, manifest, cache);
   let share: DataShare | undefined;
   const writer = new ImageWriter(target, disk, point, (granule, position) => {
     if (share === undefined) return;
@@ -95,10 +99,11 @@ export async function materialize(
   });
   try {
     if (options.onProgress !== undefined) share = await DataShare.of(map, manifest.runs.length, signal);
-    if (options.since === undefined) await reader.read(map, Math.floor(target.resumeAt / granuleBytes), writer);
+    if (base === undefined) await reader.read(map, Math.floor(target.resumeAt / granuleBytes), writer);
     else {
-      const diff = await PointDiff.open(store, document.vault, { disk, from: options.since, to: point.id, signal });
-      await reader.readRanges(map, granulesOf(diff), writer);
+      const from = await readManifest(store, document.vault, disk, base, signal);
+      const differences = mapDifferences({ store, vaultId, disk, from, to: manifest, cache, signal });
+      await reader.readRanges(map, differences, writer);
     }
     throwIfAborted(signal);
     await writer.settle();
@@ -119,11 +124,6 @@ export async function materialize(
     await target.abandon();
     throw error;
   }
-}
-
-async function* granulesOf(extents: AsyncIterable<Extent>): AsyncGenerator<GranuleRange, void> {
-  for await (const { offset, length } of extents)
-    yield { from: offset / granuleBytes, end: Math.ceil((offset + length) / granuleBytes) };
 }
 
 /** Passes a point's content to a target: neighbouring data in one write, zeros as ranges. */
