@@ -6,7 +6,8 @@ import { CountsReporter } from "./test/counts-reporter.ts";
 import { byDepth } from "./test/depth.ts";
 
 /** Files that take minutes at the depth `deep`, most of them waiting. */
-const long = /\/test\/(process\/|cli\/(stress|bad-places|processes)|bench\/live)/;
+const long =
+  /\/test\/(process\/|cli\/(stress|bad-places|processes|failback)|bench\/|docs\/examples|.*-(crash|sessions)\.)/;
 
 /** Begins with the long files, so that they do not leave a processor idle at the end. */
 class LongFirst extends BaseSequencer {
@@ -35,8 +36,8 @@ const pathsOf = (some: typeof files): string[] => some.map(({ path }) => path);
 /**
  * Tests run in child processes, so that a test that kills, locks or opens too much harms no other.
  * Three at a time: many of them wait for an Azurite of their own, and a machine with two cores is the
- * smallest one that has to be green. Files take turns in the same processes: to load the engine
- * anew for each of them cost a third of the run.
+ * smallest one that has to be green. Four in a deep run, whose tests wait longer. Files take turns in
+ * the same processes: to load the engine anew for each of them cost a third of the run.
  */
 const config: ViteUserConfig = {
   test: {
@@ -49,7 +50,7 @@ const config: ViteUserConfig = {
     ],
     setupFiles: ["test/set-up.ts"],
     pool: "forks",
-    maxWorkers: 3,
+    maxWorkers: byDepth(3, 4),
     sequence: { sequencer: LongFirst },
     // For a machine whose processors are shared. A test that is expected to take longer says so.
     testTimeout: byDepth(60_000, 180_000),

@@ -373,6 +373,7 @@ test.runIf(byDepth(false, true))("real cases are measured in processes that are 
     storeAddress: { address: `dir:${vault}` },
     openVaultSink: async () => await DirectorySink.open(vault),
     temporaryFolder: folder,
+    suiteMs: 1,
     onCase: (each) => done.push(each),
   });
   expect(done).toEqual(suite.cases);

@@ -32,14 +32,14 @@ interface Writes {
 }
 
 const loads: readonly Writes[] = [
-  { name: "scattered over the disk", granulesASlot: byDepth(150, 1_500), skew: 1, randomBytes: 1_500 },
-  { name: "mostly to a few places", granulesASlot: byDepth(300, 3_000), skew: 6, randomBytes: 3_000 },
+  { name: "scattered over the disk", granulesASlot: byDepth(150, 750), skew: 1, randomBytes: 1_500 },
+  { name: "mostly to a few places", granulesASlot: byDepth(300, 1_500), skew: 6, randomBytes: 3_000 },
 ];
 
 test.each(loads)(
   "what a plan says of writes $name is within 15 % of what a real run ships and stores",
   async ({ granulesASlot, skew, randomBytes: noise }) => {
-    const granules = byDepth(2_048, 32_768);
+    const granules = byDepth(2_048, 16_384);
     const slots = byDepth(10, 48);
     const cycleSlots = 2;
     const kept = 4;

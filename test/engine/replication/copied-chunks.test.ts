@@ -164,7 +164,7 @@ describe("copies hold what the disk was, between vaults", () => {
     ["of which the first is encrypted", sources.encrypted, targets["a digest key of its own"]] as const,
     ["of which both are encrypted", sources.encrypted, targets["encryption"]] as const,
   ])("%s", async (_, source, target) => {
-    const seeds = Array.from({ length: runsOf(10) }, (__, index) => index + 1);
+    const seeds = Array.from({ length: runsOf(5) }, (__, index) => index + 1);
     for (const seed of sampleOf(seeds, 1)) await expectCopies(await source, await target, seed);
   });
 });

@@ -146,7 +146,7 @@ describe.each(byDepth(verbs.slice(0, 1), verbs))("$name of a plan that dies", (v
       site.reconnect();
       await checkOutcome(verb);
       let died = 0;
-      for (const call of callsOf(1, counting.calls.length, 3, 12)) {
+      for (const call of callsOf(1, counting.calls.length, 3, 8)) {
         for (const [effect, way] of combinations) {
           await removeFolder(site.folder);
           const run = await setUp(verb);

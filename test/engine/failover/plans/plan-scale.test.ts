@@ -10,7 +10,7 @@ import { closeModelVaults, contentOf, ModelDisk, openModelVault } from "../../..
 import { createFolder, removeFolder } from "../../../temporary-folder.ts";
 
 /** Of two disks each: more than are worked on at once. */
-const machines = byDepth(2, 40);
+const machines = byDepth(2, 20);
 const descriptorsMax = 200;
 const descriptorsOfDisk = 6;
 const heapGrowthMax = 200 * 1024 * 1024;
