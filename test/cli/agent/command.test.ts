@@ -125,7 +125,7 @@ describe("tidemark agent", () => {
     const stopped = await place.json("agent", "stop", ...socket);
     const left = await again.ended;
     expect(stopped, JSON.stringify(left)).toMatchObject({ code: 0, last: { stopped: true } });
-    expect(left).toMatchObject({ code: 0 });
+    expect(left, JSON.stringify(left)).toMatchObject({ code: 0 });
     const verified = await place.json("verify", "--disk", "web", "--source", "web.img");
     expect(verified).toMatchObject({ code: 0, last: { damaged: [] } });
   });
