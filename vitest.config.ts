@@ -5,7 +5,7 @@ import { BaseSequencer, type TestSpecification } from "vitest/node";
 import { CountsReporter } from "./test/counts-reporter.ts";
 import { byDepth } from "./test/depth.ts";
 
-/** Files that take minutes at the depth `deep`, most of them waiting. */
+/** Files that take longest at the depth `deep`. */
 const long =
   /\/test\/(process\/|cli\/(stress|bad-places|processes|failback)|bench\/|docs\/examples|.*-(crash|sessions)\.)/;
 
