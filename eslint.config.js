@@ -38,7 +38,7 @@ export default defineConfig(
     },
   },
   {
-    files: ["**/worker.ts", "*.config.ts", "**/*.d.ts"],
+    files: ["*.config.ts", "**/*.d.ts"],
     rules: { "no-restricted-exports": "off" },
   },
   {

@@ -322,9 +322,8 @@ const bitwiseOperators: ReadonlySet<ts.SyntaxKind> = new Set([
 
 function constructFindings({ path, tree }: SourceFile): readonly Finding[] {
   const found: Finding[] = [];
-  // A worker is loaded by its default export; a .d.ts file describes modules that are somebody
-  // else's.
-  const mayExportDefault = path.endsWith("/worker.ts") || path.endsWith(".config.ts") || tree.isDeclarationFile;
+  // A .d.ts file describes modules that others wrote.
+  const mayExportDefault = path.endsWith(".config.ts") || tree.isDeclarationFile;
   const note = (node: ts.Node, fact: string): void => {
     found.push({ line: lineAt(tree, node.getStart(tree)), fact });
   };

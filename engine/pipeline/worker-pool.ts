@@ -66,6 +66,10 @@ class Threads {
       ({ Piscina }) =>
         new Piscina({
           filename: import.meta.resolve("#worker"),
+          name: "run",
+          // Piscina requires the module before it imports it. Node aborts the process where it ends
+          // while a thread requires a module of this kind, so none can.
+          execArgv: ["--no-experimental-require-module"],
           minThreads: workers,
           maxThreads: workers,
           // A slab has at most one task at a time, and so has a lane: leases and lanes bound the queue.

@@ -367,7 +367,7 @@ function sealFrame({ frame, storedWords, offset, seal }: SealTask): void {
   }
 }
 
-export default function run(task: WorkerTask): ScanResult | undefined | Promise<ScanResult | undefined> {
+export function run(task: WorkerTask): ScanResult | undefined | Promise<ScanResult | undefined> {
   if (task.kind === "compress") {
     giveWay();
     compress(task);
