@@ -1,17 +1,15 @@
 /**
- * Dirty bitmap: which granules of a disk changed. It has one bit for each granule, in shared
- * memory, a count of marks for each region of 4 MiB, and one bit for each region with a count above
- * zero.
+ * Dirty bitmap: which granules of a disk changed. It has one bit for each granule, in blocks that
+ * take memory from their first mark on, a count of marks for each region of 4 MiB, and one bit for
+ * each region with a count above zero.
  *
- *     granule bits    1 bit / 4 KiB      1 TiB of disk: 32 MiB of address space; untouched pages take no memory
+ *     granule bits    1 bit / 4 KiB      1 TiB of disk: 32 MiB when all of it was marked, 4 KiB / 128 MiB
  *     region counts   2 bytes / 4 MiB                   512 KiB
  *     region bits     1 bit / 4 MiB                      32 KiB
  *
  * A walk over the marks visits only regions that hold one and skips the rest 32 at a time: for a
- * quiet disk of 1 TiB it reads 32 KiB.
- *
- * One thread marks and clears. Other threads may look at the shared words, and never treat them as
- * a snapshot: a walk that yields sees marks made meanwhile in the part that it has not reached.
+ * quiet disk of 1 TiB it reads 32 KiB. It is no snapshot: a walk that yields sees marks made
+ * meanwhile in the part that it has not reached.
  */
 import assert from "node:assert/strict";
 import { granuleBytes, volumeBytesMax } from "../../limits.ts";
@@ -28,6 +26,8 @@ export const regionBitmapBytes: number = regionGranules / 8;
 
 const wordBits = 32;
 const regionWords = regionGranules / wordBits;
+/** A block holds whole regions: the marks of 128 MiB of the disk. */
+const blockWords = 32 * regionWords;
 assert(Number.isInteger(regionWords), "a region holds whole words");
 assert(regionGranules < 2 ** 16, "the marks of a region fit in its count");
 
@@ -36,24 +36,15 @@ assert(regionGranules < 2 ** 16, "the marks of a region fit in its count");
  * fault of the caller and asserts.
  */
 export class DirtyBitmap {
-  #sizeBytes: number;
-  #granules: number;
+  #sizeBytes = 0;
+  #granules = 0;
   #count = 0;
-  #words: Int32Array;
-  #regionCounts: Uint16Array;
-  #regionBits: Int32Array;
+  readonly #blocks: (Int32Array | undefined)[] = [];
+  #regionCounts = new Uint16Array(0);
+  #regionBits = new Int32Array(0);
 
   constructor(sizeBytes: number) {
-    assert(
-      Number.isSafeInteger(sizeBytes) && sizeBytes >= 0 && sizeBytes <= volumeBytesMax,
-      `${sizeBytes} is no size of a disk`,
-    );
-    this.#sizeBytes = sizeBytes;
-    this.#granules = Math.ceil(sizeBytes / granuleBytes);
-    const regions = Math.ceil(sizeBytes / regionBytes);
-    this.#words = new Int32Array(new SharedArrayBuffer(regions * regionWords * 4));
-    this.#regionCounts = new Uint16Array(new SharedArrayBuffer(regions * 2));
-    this.#regionBits = new Int32Array(new SharedArrayBuffer(Math.ceil(regions / wordBits) * 4));
+    this.grow(sizeBytes);
   }
 
   get sizeBytes(): number {
@@ -73,7 +64,7 @@ export class DirtyBitmap {
   /** Marks every granule that [offset, offset + length) touches. Allocates nothing. */
   mark(offset: number, length: number): void {
     const end = offset + length;
-    if (!(offset >= 0 && length >= 0 && end <= this.#sizeBytes)) outside(offset, length, this.#sizeBytes);
+    assert(offset >= 0 && length >= 0 && end <= this.#sizeBytes, "the range lies outside of the disk");
     if (length === 0) return;
     const first = Math.floor(offset / granuleBytes);
     const last = Math.floor((end - 1) / granuleBytes);
@@ -95,7 +86,7 @@ export class DirtyBitmap {
   }
 
   isMarked(granule: number): boolean {
-    return granule >= 0 && granule < this.#granules && (at(this.#words, granule >>> 5) & (1 << (granule & 31))) !== 0;
+    return granule >= 0 && granule < this.#granules && (this.#word(granule >>> 5) & (1 << (granule & 31))) !== 0;
   }
 
   /**
@@ -126,7 +117,7 @@ export class DirtyBitmap {
   /** Takes all marks off, in time proportional to the regions that hold one. */
   clearAll(): void {
     for (let region = this.#nextRegion(0); region !== undefined; region = this.#nextRegion(region + 1)) {
-      this.#words.fill(0, region * regionWords, (region + 1) * regionWords);
+      this.#wordsOf(region)?.fill(0);
       this.#regionCounts[region] = 0;
     }
     this.#regionBits.fill(0);
@@ -142,7 +133,7 @@ export class DirtyBitmap {
     for (let region = other.#nextRegion(0); region !== undefined; region = other.#nextRegion(region + 1)) {
       const end = (region + 1) * regionWords;
       for (let word = region * regionWords; word < end; word += 1) {
-        const bits = at(other.#words, word);
+        const bits = other.#word(word);
         if (bits !== 0) this.#markWord(word, bits);
       }
     }
@@ -168,7 +159,9 @@ export class DirtyBitmap {
    * byte i / 8.
    */
   readRegion(region: number, into: Uint8Array): void {
-    into.set(new Uint8Array(this.#words.buffer, region * regionBitmapBytes, regionBitmapBytes));
+    const words = this.#wordsOf(region);
+    if (words === undefined) into.fill(0);
+    else into.set(new Uint8Array(words.buffer, words.byteOffset, regionBitmapBytes));
   }
 
   /**
@@ -190,28 +183,42 @@ export class DirtyBitmap {
     for (let region = this.#nextRegion(0); region !== undefined; region = this.#nextRegion(region + 1)) yield region;
   }
 
-  /**
-   * Makes room for a disk that has grown. What is new is not marked. The memory is replaced, so no
-   * reference to the old memory may be kept. Returns the bitmap itself.
-   */
+  /** Makes room for a disk that has grown. What is new is not marked. Returns the bitmap itself. */
   grow(sizeBytes: number): this {
-    assert(sizeBytes >= this.#sizeBytes, "a disk does not shrink");
-    if (sizeBytes === this.#sizeBytes) return this;
-    const grown = new DirtyBitmap(sizeBytes);
-    grown.or(this);
-    this.#sizeBytes = grown.#sizeBytes;
-    this.#granules = grown.#granules;
-    this.#words = grown.#words;
-    this.#regionCounts = grown.#regionCounts;
-    this.#regionBits = grown.#regionBits;
+    assert(
+      Number.isSafeInteger(sizeBytes) && sizeBytes >= this.#sizeBytes && sizeBytes <= volumeBytesMax,
+      `${sizeBytes} is no size of a disk`,
+    );
+    this.#sizeBytes = sizeBytes;
+    this.#granules = Math.ceil(sizeBytes / granuleBytes);
+    const regions = Math.ceil(sizeBytes / regionBytes);
+    const counts = new Uint16Array(regions);
+    counts.set(this.#regionCounts);
+    this.#regionCounts = counts;
+    const bits = new Int32Array(Math.ceil(regions / wordBits));
+    bits.set(this.#regionBits);
+    this.#regionBits = bits;
+    this.#blocks.length = Math.ceil((regions * regionWords) / blockWords);
     return this;
   }
 
+  /** 32 granules. */
+  #word(word: number): number {
+    return this.#blocks[Math.floor(word / blockWords)]?.[word % blockWords] ?? 0;
+  }
+
+  /** The words of a region; undefined: its block was never marked. */
+  #wordsOf(region: number): Int32Array | undefined {
+    const from = region * regionWords;
+    return this.#blocks[Math.floor(from / blockWords)]?.subarray(from % blockWords, (from % blockWords) + regionWords);
+  }
+
   #markWord(word: number, mask: number): void {
-    const before = at(this.#words, word);
+    const block = (this.#blocks[Math.floor(word / blockWords)] ??= new Int32Array(blockWords));
+    const before = at(block, word % blockWords);
     const added = mask & ~before;
     if (added === 0) return;
-    this.#words[word] = before | added;
+    block[word % blockWords] = before | added;
     const marks = bitsOf(added);
     const region = Math.floor(word / regionWords);
     const marksBefore = at(this.#regionCounts, region);
@@ -221,10 +228,11 @@ export class DirtyBitmap {
   }
 
   #clearWord(word: number, mask: number): void {
-    const before = at(this.#words, word);
+    const block = this.#blocks[Math.floor(word / blockWords)];
+    const before = block?.[word % blockWords] ?? 0;
     const removed = before & mask;
-    if (removed === 0) return;
-    this.#words[word] = before & ~removed;
+    if (block === undefined || removed === 0) return;
+    block[word % blockWords] = before & ~removed;
     const marks = bitsOf(removed);
     const region = Math.floor(word / regionWords);
     const marksLeft = at(this.#regionCounts, region) - marks;
@@ -244,7 +252,7 @@ export class DirtyBitmap {
         granule = marked * regionGranules;
         continue;
       }
-      const bits = at(this.#words, granule >>> 5) & (-1 << (granule & 31));
+      const bits = this.#word(granule >>> 5) & (-1 << (granule & 31));
       if (bits !== 0) {
         const found = (granule >>> 5) * wordBits + lowestBit(bits);
         return found < end ? found : undefined;
@@ -258,7 +266,7 @@ export class DirtyBitmap {
   #runEnd(first: number): number {
     let granule = first;
     while (granule < this.#granules) {
-      const bits = ~at(this.#words, granule >>> 5) & (-1 << (granule & 31));
+      const bits = ~this.#word(granule >>> 5) & (-1 << (granule & 31));
       if (bits !== 0) return (granule >>> 5) * wordBits + lowestBit(bits);
       granule = ((granule >>> 5) + 1) * wordBits;
     }
@@ -294,8 +302,4 @@ function bitsOf(word: number): number {
   bits = (bits & 0x33333333) + ((bits >>> 2) & 0x33333333);
   bits = (bits + (bits >>> 4)) & 0x0f0f0f0f;
   return Math.imul(bits, 0x01010101) >>> 24;
-}
-
-function outside(offset: number, length: number, sizeBytes: number): never {
-  assert.fail(`[${offset}, ${offset + length}) is no range of a disk of ${sizeBytes} bytes`);
 }

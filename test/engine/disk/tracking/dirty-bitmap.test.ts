@@ -34,7 +34,7 @@ describe("a dirty bitmap", () => {
     const bitmap = new DirtyBitmap(mebibyte);
     expect(() => {
       bitmap.mark(offset, length);
-    }).toThrow(/no range of a disk/);
+    }).toThrow(/outside of the disk/);
     expect(bitmap.count).toBe(0);
   });
 
