@@ -254,16 +254,15 @@ describe("a network that fails", () => {
   });
 
   test("a server that never answers ends in the request's deadline", async () => {
-    await using impatient = open({ deadlineBaseMs: 150, deadlinePerMiBMs: 0, outageToleranceMs: 200 });
+    await using impatient = open({ deadlineBaseMs: 1_000, deadlinePerMiBMs: 0, outageToleranceMs: 1 });
     await impatient.statPages("pages");
     proxy.plan("PUT", "freeze");
     expect((await failure(impatient.writePages("pages", 0, randomBytes(512), { sequenceNumber: 1 }))).code).toBe(
       "OUTCOME_UNKNOWN",
     );
-    proxy.plan("HEAD", "freeze", 2);
+    proxy.plan("HEAD", "freeze");
     expect((await failure(impatient.statObject("pages"))).code).toBe("STORE_UNREACHABLE");
-    // A busy machine lets answers that are on their way come too late, too.
-    expect(impatient.interruptions).toBeGreaterThanOrEqual(3);
+    expect(impatient.interruptions).toBe(2);
   });
 
   test("an object of any size is begun to be answered within the deadline of a small request", async () => {
