@@ -268,6 +268,17 @@ describe("an exact cut", () => {
     expect(device.bytes[0]).toBe(2);
   });
 
+  it("is abandoned when what was captured is read again, because it may have been overwritten since", async () => {
+    const { disk } = open();
+    await disk.write(0, granule(1));
+    const cut = await disk.cut(exact);
+    expect(await content(cut)).toEqual(granule(1));
+    await disk.write(0, granule(2));
+    await expect(cut.read(0, Buffer.alloc(granuleBytes))).rejects.toMatchObject({ code: "CUT_ABANDONED" });
+    expect(cut.signal.reason).toMatchObject({ code: "CUT_ABANDONED" });
+    expect(marks(await disk.cut(exact))).toEqual([0]);
+  });
+
   it("that is abandoned while a write keeps old content holds up neither the write nor the next cut", async () => {
     const { disk, device } = open();
     await disk.write(0, granule(1));
