@@ -253,7 +253,9 @@ export class OpenCut implements Cut {
           if (!this.#wants(granule)) preserved.drop(granule);
       }
     } catch (error) {
-      this.#giveUp("what a write was about to overwrite cannot be kept", error);
+      // Once the last granule is captured, the cut is being committed.
+      if (wanted.some((granule) => this.#wants(granule)))
+        this.#giveUp("what a write was about to overwrite cannot be kept", error);
     } finally {
       preserved.unreserve(wanted.length - done);
       for (const granule of wanted) this.#pending.delete(granule);
