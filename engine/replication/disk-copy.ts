@@ -291,6 +291,8 @@ export class DiskCopy {
       const reading = { changesFailed: false };
       try {
         const session = await this.#openSession();
+        // Another process has copied it since the target's points were listed.
+        if ((session.newest?.timeMs ?? -Infinity) >= timeMs) return undefined;
         checkSize(`point ${String(record.sequence)} of the source vault`, disk, totalBytes, session.newest);
         const parent = trust.parent ? await session.manifest() : undefined;
         const signal = AbortSignal.any([session.signal, ...(hold === undefined ? [] : [hold.signal])]);

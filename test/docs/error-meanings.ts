@@ -40,7 +40,7 @@ export const errorMeanings: Readonly<Record<ErrorCode, string>> = {
   NO_SPACE: "a file system is full",
   DEVICE_FAILED: "the image of a protected disk cannot be read or written",
   CUT_TIMED_OUT: "writes under way did not finish within the barrier's limit, so no point was taken",
-  CUT_ABANDONED: "the copy-before-write area is full, so the next point is fuzzy",
+  CUT_ABANDONED: "old content of a cut could not be kept, so the next point is fuzzy",
   HOOK_FAILED: "a hook could not be run, or ended with an error",
   AGENT_UNREACHABLE: "no agent answers at the control socket",
   INTERNAL: "a fault in Tidemark",

@@ -139,7 +139,6 @@ export class CopyBeforeWriteArea {
   /** Places that are taken: of granules kept, being written to the file, or being read back. */
   #used = 0;
   #reserved = 0;
-  #spilled = 0;
   #closing: Promise<void> | undefined;
 
   constructor(pool: GranulePool, spill: SpillOptions) {
@@ -151,10 +150,6 @@ export class CopyBeforeWriteArea {
   /** Bytes kept, in memory and spilled. */
   get bytes(): number {
     return this.#used * granuleBytes;
-  }
-
-  get spilledBytes(): number {
-    return this.#spilled * granuleBytes;
   }
 
   /** Part of all room, in memory and in the file, that is taken: 0 to 1. */
@@ -286,7 +281,6 @@ export class CopyBeforeWriteArea {
     this.#places.clear();
     this.#used = 0;
     this.#reserved = 0;
-    this.#spilled = 0;
     this.#pool.reset();
     if (this.#spill === undefined) return;
     // A file that could not be opened has nothing to close, and one that fails to close has been
@@ -301,7 +295,6 @@ export class CopyBeforeWriteArea {
     while (slots.length < count) slots.push(this.#spillFree.pop() ?? this.#nextSpillSlot());
     slots.sort((a, b) => a - b);
     this.#used += count;
-    this.#spilled += count;
     try {
       this.#spill ??= this.#openSpill();
       const file = await this.#spill;
@@ -375,6 +368,5 @@ export class CopyBeforeWriteArea {
   #freeSpilled(slot: number, count: number): void {
     for (let freed = 0; freed < count; freed += 1) this.#spillFree.push(slot + freed);
     this.#used -= count;
-    this.#spilled -= count;
   }
 }

@@ -19,7 +19,7 @@ export interface Cut {
   readonly barrierMs: number;
   readonly dirtyBytes: number;
   /**
-   * Aborts, with CUT_ABANDONED as its reason, when there is no room left to keep old content in.
+   * Aborts, with CUT_ABANDONED as its reason, when old content that is needed cannot be kept.
    */
   readonly signal: AbortSignal;
   /**
@@ -29,8 +29,8 @@ export interface Cut {
   extents(): Iterable<Extent>;
   /**
    * Fills `into` with what the disk held at the cut, from `offset`, a multiple of a granule. The
-   * range lies within `extents()`; each range is read once, after which its old content is not kept
-   * any more. Errors: SOURCE_UNREADABLE, CUT_ABANDONED.
+   * range lies within `extents()`. Once it has been read, its old content is not kept any more: an
+   * exact cut of which a range is read again is abandoned. Errors: SOURCE_UNREADABLE, CUT_ABANDONED.
    */
   read(offset: number, into: Uint8Array): Promise<void>;
   /**

@@ -127,9 +127,10 @@ export class OpenCut implements Cut {
       "a cut is read in whole granules",
     );
     assert(end <= this.sizeBytes, "a cut is read within its size");
+    if (this.preserved !== undefined && this.#captured.anyMarked(first, granules))
+      this.#giveUp("what was captured is to be read again, and its old content is not kept any more", undefined);
     this.#throwIfEnded();
     if (this.preserved === undefined) return false;
-    assert(!this.#captured.anyMarked(first, granules), "a range of a cut is read once");
     this.#captured.mark(offset, into.byteLength);
     const taken = this.preserved.take(first, into);
     return typeof taken === "boolean" ? taken : this.#readBack(taken);
@@ -252,7 +253,9 @@ export class OpenCut implements Cut {
           if (!this.#wants(granule)) preserved.drop(granule);
       }
     } catch (error) {
-      this.#giveUp("what a write was about to overwrite cannot be kept", error);
+      // Once the last granule is captured, the cut is being committed.
+      if (wanted.some((granule) => this.#wants(granule)))
+        this.#giveUp("what a write was about to overwrite cannot be kept", error);
     } finally {
       preserved.unreserve(wanted.length - done);
       for (const granule of wanted) this.#pending.delete(granule);

@@ -266,9 +266,7 @@ export class TrackingFile implements AsyncDisposable {
       await Promise.allSettled([this.#closing]);
       return;
     }
-    this.#closing = this.#finish(async () => {
-      if (this.#state === "lost") await this.#makeVoid();
-    });
+    this.#closing = this.#finish();
     await this.#closing;
   }
 
@@ -276,10 +274,11 @@ export class TrackingFile implements AsyncDisposable {
     return this.close();
   }
 
-  async #finish(last: () => Promise<void>): Promise<void> {
+  async #finish(last?: () => Promise<void>): Promise<void> {
     try {
       await this.#writing;
-      await last();
+      await last?.();
+      if (this.#state === "lost") await this.#makeVoid();
     } finally {
       await this.#storage.close();
     }

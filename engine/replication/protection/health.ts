@@ -261,8 +261,8 @@ const rules: readonly Rule[] = [
       code: "CUT_ABANDONED",
       cause:
         count === 1
-          ? "the last cut was given up: there was no room for more old content"
-          : `the last ${count} cuts were given up: there was no room for more old content`,
+          ? "the last cut was given up: old content could not be kept"
+          : `the last ${count} cuts were given up: old content could not be kept`,
       remedy: "give more room for preserved content, or more bandwidth so that a cut is captured sooner",
     };
   },

@@ -14,15 +14,19 @@ import type { WriterRecord } from "../format/documents.ts";
 
 export type ProcessIdentity = Omit<WriterRecord, "session">;
 
-/** The identity of this process. */
+let own: ProcessIdentity | undefined;
+
+/** The identity of this process, which stays: a process that can open no more files still has it. */
 export async function identifyProcess(): Promise<ProcessIdentity> {
+  if (own !== undefined) return own;
   const space = process.platform === "linux" ? await linuxProcessSpace() : `${process.platform} ${os.hostname()}`;
-  return {
+  own = {
     machine: toHex(checksum(Buffer.from(space))),
     pid: process.pid,
     startTicks: (await processStat(process.pid))?.startTicks ?? 0,
     host: os.hostname().slice(0, 100),
   };
+  return own;
 }
 
 /**

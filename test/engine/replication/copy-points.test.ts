@@ -9,7 +9,7 @@ import { Group } from "../../../engine/replication/protection/groups.ts";
 import { liveSessions } from "../../../engine/store/points/process-identity.ts";
 import { parsePolicy } from "../../../engine/upkeep/retention/policy.ts";
 import type { Vault } from "../../../engine/vault.ts";
-import { CrashError, FaultySink } from "../../../sink/faults.ts";
+import { CrashError, FaultySink, Gate } from "../../../sink/faults.ts";
 import { MemorySink, type MemorySnapshot, MemoryStore } from "../../../sink/memory.ts";
 import { callsOf, runsOf, sampleOf } from "../../depth.ts";
 import { numbersFrom } from "../../engine-model.ts";
@@ -258,6 +258,21 @@ describe("a copy that is repeated", () => {
     }
     expect(side === "target" ? ends.died : ends.refused).toBeGreaterThan(0);
   });
+});
+
+test("of two copies of one disk that begin at once, the later one adds no point twice", async () => {
+  await takePoints(3);
+  const gate = new Gate();
+  const slow = { on: "putObject", prefix: "disks/web/head", when: 1, fault: { kind: "slow", gate } } as const;
+  const plain = target.line.current;
+  target.line.current = new FaultySink(plain, [slow]);
+  const late = copy();
+  await gate.reached;
+  target.line.current = plain;
+  expect(await copy()).toMatchObject({ points: 3 });
+  gate.open();
+  expect(await late).toMatchObject({ points: 0, disks: [{ tooOld: 0, damaged: 0, lagMs: 0 }] });
+  await expectEqual();
 });
 
 describe("copies while both vaults are pruned and collected", () => {

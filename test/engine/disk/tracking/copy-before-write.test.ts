@@ -26,7 +26,7 @@ describe("old content", () => {
     expect(store.reserve(8)).toBe(true);
     await store.keep(5, granules(5, 8));
     expect(store.bytes).toBe(8 * granuleBytes);
-    expect(store.spilledBytes).toBe(5 * granuleBytes);
+    expect(store.usedShare).toBe(8 / 13);
     const into = Buffer.alloc(10 * granuleBytes, 0xee);
     expect(await store.take(4, into)).toBe(true);
     expect(into.subarray(granuleBytes, 9 * granuleBytes)).toEqual(granules(5, 8));

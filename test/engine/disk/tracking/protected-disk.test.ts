@@ -268,6 +268,34 @@ describe("an exact cut", () => {
     expect(device.bytes[0]).toBe(2);
   });
 
+  it("stays when old content cannot be kept that has been captured meanwhile", async () => {
+    const { disk, device } = open();
+    await disk.write(0, granule(1));
+    const cut = await disk.cut(exact);
+    device.isPrompt = false;
+    const writing = disk.write(0, granule(2));
+    await quiet();
+    const [keeping] = device.pending;
+    device.isPrompt = true;
+    expect(await content(cut)).toEqual(granule(1));
+    keeping?.fail(new TidemarkError("SOURCE_UNREADABLE", "broken"));
+    await writing;
+    expect([cut.signal.aborted, device.bytes[0]]).toEqual([false, 2]);
+    cut.committed("p1");
+    expect(marks(await disk.cut(exact))).toEqual([0]);
+  });
+
+  it("is abandoned when what was captured is read again, because it may have been overwritten since", async () => {
+    const { disk } = open();
+    await disk.write(0, granule(1));
+    const cut = await disk.cut(exact);
+    expect(await content(cut)).toEqual(granule(1));
+    await disk.write(0, granule(2));
+    await expect(cut.read(0, Buffer.alloc(granuleBytes))).rejects.toMatchObject({ code: "CUT_ABANDONED" });
+    expect(cut.signal.reason).toMatchObject({ code: "CUT_ABANDONED" });
+    expect(marks(await disk.cut(exact))).toEqual([0]);
+  });
+
   it("that is abandoned while a write keeps old content holds up neither the write nor the next cut", async () => {
     const { disk, device } = open();
     await disk.write(0, granule(1));

@@ -464,12 +464,21 @@ describe("a tracking file that cannot be written", () => {
     expect(recovered.kind === "unknown" || !recovered.bases.includes("second")).toBe(true);
   });
 
-  it("is made void later, when that becomes possible", async () => {
+  it.each([
+    ["the next point", async (file: TrackingFile) => await file.expectPoint("second")],
+    ["the close", async () => undefined],
+    [
+      "a close in good order",
+      async (file: TrackingFile) => {
+        await file.closeClean("first", new DirtyBitmap(regions * regionBytes));
+      },
+    ],
+  ])("is made void with %s, when that becomes possible", async (_what, act) => {
     const { storage, file } = await onCrashStorage();
     storage.fail = (call) => (call === "read" ? undefined : "EIO");
     await file.makeDurable(9 * regionBytes, 1);
     storage.fail = () => undefined;
-    await file.expectPoint("second");
+    await act(file);
     await file.close();
     expect((await reopened(storage)).kind).toBe("unknown");
   });

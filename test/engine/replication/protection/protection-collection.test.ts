@@ -4,7 +4,9 @@
  */
 import { afterEach, expect, test, vi } from "vitest";
 import type { ProtectionPolicy } from "../../../../engine/replication/protection/protection-status.ts";
+import { frameHeaderBytes } from "../../../../engine/store/format/frame.ts";
 import { WriterLease } from "../../../../engine/store/points/writer-lease.ts";
+import { quarantine } from "../../../../engine/store/segments/quarantine.ts";
 import { contentOf, ModelDisk, modelStore } from "../../../model-disk.ts";
 import { type Machine, machineForEachTest, type ProtectedImage } from "./protection-rig.ts";
 
@@ -65,6 +67,44 @@ test("a disk that is written meanwhile has points of which everything is there",
   expect((await collecting).waitingFor).toEqual([]);
   await disk.checkAll();
   expect(disk.failures).toEqual([]);
+});
+
+test("a disk whose cycle has referred to what is found to be damaged meanwhile has its point all the same", async () => {
+  const vault = await machine.vault();
+  await vault.replicate({ disk: "other", volume: new ModelDisk(Buffer.from(shared), "other") });
+  await disk.start();
+  await disk.write(sizeBytes / 2, contentOf(10_000, 1));
+  await disk.point();
+  const [segment = ""] = await (await modelStore(machine.plain)).names("segments/other/");
+  const first = [{ segment, offset: frameHeaderBytes }];
+  // Between two looks a writer that ships lets a time pass, which is over at once here.
+  const now = performance.now.bind(performance);
+  let clockMs = 0;
+  vi.spyOn(performance, "now").mockImplementation(() => now() + (clockMs += 5_000));
+  let looks = 0;
+  machine.connect(
+    new Proxy(machine.plain, {
+      get(inner, property) {
+        const value: unknown = Reflect.get(inner, property, inner);
+        if (typeof value !== "function") return value;
+        return (...given: readonly unknown[]): unknown => {
+          const answer = (): unknown => Reflect.apply(value, inner, given);
+          if (property !== "getObject" || given[0] !== "reclaim/collection") return answer();
+          looks += 1;
+          if (looks !== 2) return answer();
+          // The first batch is packed.
+          return modelStore(machine.plain)
+            .then(async (store) => await quarantine(store, vault.id, first, {}))
+            .then(answer);
+        };
+      },
+    }),
+  );
+  await disk.write(0, shared);
+  await disk.point();
+  expect(disk.failures).toEqual(["CUT_ABANDONED"]);
+  expect(disk.status.state).toBe("protecting");
+  await disk.checkAll();
 });
 
 test("a disk whose next point is a long way off acknowledges a collection nevertheless", async () => {

@@ -3,7 +3,9 @@
  * is, and images of every kind.
  */
 import { copyFileSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
-import { afterEach, describe, expect, test, vi } from "vitest";
+import files from "node:fs/promises";
+import { syncBuiltinESMExports } from "node:module";
+import { afterEach, describe, expect, onTestFinished, test, vi } from "vitest";
 import { subscribeDiagnostics } from "../../../../engine/diagnostics.ts";
 import { LiveFile } from "../../../../engine/disk/source/live-file.ts";
 import { granuleBytes } from "../../../../engine/limits.ts";
@@ -184,6 +186,23 @@ describe("the writer lease", () => {
     expect(disk.notices).toContain("STATE_LOST");
     expect(disk.findings).toEqual([]);
   });
+});
+
+test("a session begins also when the process can open no file at that moment", async () => {
+  await beginWith(10_000);
+  disk.protection.pause();
+  await disk.next((event) => event.kind === "state" && event.state === "paused");
+  const full = Object.assign(new Error("EMFILE: too many open files"), { code: "EMFILE" });
+  const reading = vi.spyOn(files, "readFile").mockRejectedValue(full);
+  syncBuiltinESMExports();
+  onTestFinished(() => {
+    reading.mockRestore();
+    syncBuiltinESMExports();
+  });
+  disk.protection.resume();
+  await disk.write(0, contentOf(10_000, 2));
+  await disk.point();
+  expect(disk.failures).toEqual([]);
 });
 
 describe("room for old content", () => {
