@@ -79,6 +79,13 @@ describe("the control API", () => {
     expect(await rig.ask("GET", "/healthz")).toEqual({ health: "Normal" });
   });
 
+  it("finds a disk by its name, however accents in it are encoded", async () => {
+    const rig = new Rig();
+    await rig.start(text.replace("name: web", "name: w\u00e9b"));
+    for (const path of ["/v1/disks/", "/v1/points/"])
+      expect(await rig.ask("GET", path + encodeURIComponent("we\u0301b"))).toMatchObject({ disk: "w\u00e9b" });
+  });
+
   it("answers a point request when the point is committed", async () => {
     const rig = new Rig();
     await rig.start();
@@ -187,6 +194,8 @@ describe("the control API", () => {
     ["PUT", "/v1/limit", '{"vault":"main","bytesPerSecond":0}', 400, "bytesPerSecond is not a limit"],
     ["PUT", "/v1/limit", '{"vault":"x","bytesPerSecond":4096}', 404, "its vaults are main"],
     ["GET", "/v1/disks/%FF", "", 400, "not encoded as a URL"],
+    ["GET", "/v1/vaults/x", "", 404, "its vaults are main"],
+    ["POST", "/v1/failover", '{"vault":"x","verb":"test"}', 404, "its vaults are main"],
   ])("answers %s %s with %s as the command line would", async (method, path, body, status, says) => {
     const rig = new Rig();
     await rig.start();
