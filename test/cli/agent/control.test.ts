@@ -1,8 +1,8 @@
 import { once } from "node:events";
 import { rmSync, writeFileSync } from "node:fs";
 import { request } from "node:http";
-import { type AddressInfo, createServer } from "node:net";
-import { describe, expect, it, onTestFinished } from "vitest";
+import { type AddressInfo, createServer, Socket } from "node:net";
+import { describe, expect, it, onTestFinished, vi } from "vitest";
 import { Agent } from "../../../cli/agent/agent.ts";
 import { askAgent } from "../../../cli/agent/control-client.ts";
 import type { AgentStatus } from "../../../cli/agent/supervisor.ts";
@@ -321,6 +321,27 @@ describe("an agent", () => {
 });
 
 describe("a client", () => {
+  it("waits for an agent that waits for its stores, and not for one that cannot tell its status", async () => {
+    const folder = new ConfigFolder();
+    const silent = createServer((socket) => void socket.on("error", () => socket.destroy()));
+    silent.listen(folder.path("s.sock"));
+    onTestFinished(() => void silent.close());
+    const limits = vi.spyOn(Socket.prototype, "setTimeout");
+    onTestFinished(() => limits.mockRestore());
+    const limitsOf = async (path: string): Promise<readonly number[]> => {
+      limits.mockClear();
+      const client = new AbortController();
+      const asked = askAgent(folder.path("s.sock"), { method: "GET", path, signal: client.signal });
+      asked.catch(() => undefined);
+      await once(silent, "connection");
+      client.abort();
+      await expect(asked).rejects.toMatchObject({ code: "INTERRUPTED" });
+      return limits.mock.calls.map(([ms]) => ms).filter((ms) => ms > 0);
+    };
+    expect(await limitsOf("/v1/status")).not.toEqual([]);
+    for (const path of ["/v1/failover", "/v1/failover/f-1", "/v1/jobs"]) expect(await limitsOf(path)).toEqual([]);
+  });
+
   it("says AGENT_UNREACHABLE where there is no agent", async () => {
     const folder = new ConfigFolder();
     const ask = async (socket: string): Promise<unknown> =>
