@@ -191,6 +191,8 @@ describe("the control API", () => {
     ["POST", "/v1/pause", '{"group":"g"}', 404, "the agent has no group g"],
     ["POST", "/v1/stop", '{"disk":"wob"}', 404, "it has web"],
     ["POST", "/v1/stop", '{"disk":"web","group":"g"}', 400, "both disk and group are named"],
+    ["POST", "/v1/stop", '{"disk":null}', 400, "disk is no name"],
+    ["POST", "/v1/pause", '{"group":null}', 400, "group is no name"],
     ["PUT", "/v1/limit", '{"vault":"main","bytesPerSecond":0}', 400, "bytesPerSecond is not a limit"],
     ["PUT", "/v1/limit", '{"vault":"x","bytesPerSecond":4096}', 404, "its vaults are main"],
     ["GET", "/v1/disks/%FF", "", 400, "not encoded as a URL"],
