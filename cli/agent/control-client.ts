@@ -16,13 +16,14 @@ export interface ControlRequest {
 /** The status of a thousand disks has about a mebibyte. */
 const answerBytesMax = 64 * 1024 * 1024;
 
-/** An agent answers at once to what changes nothing. */
+/** An agent answers at once with what it knows itself. */
+const statusPath = "/v1/status";
 const silenceMsMax = 10_000;
 
 /**
- * Asks the agent behind `socket` and gives its JSON. Waits without a limit for what is not a GET: a
- * point is answered when it is committed. Errors: AGENT_UNREACHABLE, ACCESS_REFUSED, INTERRUPTED, and the error that
- * the agent reports.
+ * Asks the agent behind `socket` and gives its JSON. Waits without a limit for all but the status: what
+ * the agent has to ask its vaults for takes as long as their stores do. Errors: AGENT_UNREACHABLE,
+ * ACCESS_REFUSED, INTERRUPTED, and the error that the agent reports.
  */
 export async function askAgent(socket: string, { method, path, fields, signal }: ControlRequest): Promise<unknown> {
   const body = method === "GET" ? undefined : JSON.stringify(fields ?? {});
@@ -30,7 +31,7 @@ export async function askAgent(socket: string, { method, path, fields, signal }:
     body === undefined ? {} : { "Content-Type": "application/json", "Content-Length": Buffer.byteLength(body) };
   try {
     const response = await new Promise<IncomingMessage>((resolve, reject) => {
-      const timeout = method === "GET" ? silenceMsMax : undefined;
+      const timeout = path === statusPath ? silenceMsMax : undefined;
       const request = httpRequest(
         { socketPath: socket, method, path, headers, signal, timeout, agent: false },
         resolve,

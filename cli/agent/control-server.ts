@@ -138,7 +138,7 @@ function only(
 
 function targetOf({ disk, group }: Readonly<Record<string, unknown>>): Target {
   const name = (value: unknown, what: string): string | undefined => {
-    if (value === undefined || value === null) return undefined;
+    if (value === undefined) return undefined;
     if (typeof value !== "string") throw wrongInput(`${what} is no name`, "give it as text");
     return value.normalize("NFC");
   };

@@ -54,7 +54,7 @@ export interface NotifierParts {
 const lookEveryMs = 10_000;
 const retryMsMax = 300_000;
 
-/** By disk and code. */
+/** By disk and code. Of several with one code, as of copies to two vaults, a Critical one counts. */
 type Findings = ReadonlyMap<string, NotifiedFinding>;
 
 interface Place {
@@ -137,14 +137,15 @@ function placeName(config: NotifyConfig): string {
 }
 
 function findingsOf({ disks }: AgentStatus): Findings {
-  return new Map(
-    disks.flatMap(({ disk, findings }) =>
-      findings.map(({ level, code, cause, remedy }) => {
-        const finding = { disk, level, code, cause: withoutSecrets(cause), remedy: withoutSecrets(remedy) };
-        return [`${code} ${disk}`, finding] as const;
-      }),
-    ),
-  );
+  const found = new Map<string, NotifiedFinding>();
+  for (const { disk, findings } of disks) {
+    for (const { level, code, cause, remedy } of findings) {
+      const key = `${code} ${disk}`;
+      if (found.get(key)?.level === "Critical") continue;
+      found.set(key, { disk, level, code, cause: withoutSecrets(cause), remedy: withoutSecrets(remedy) });
+    }
+  }
+  return found;
 }
 
 /** Findings that the text names. */

@@ -17,7 +17,7 @@ import {
   type VaultStats,
 } from "../../engine/index.ts";
 import { shellWord } from "../../engine/internal.ts";
-import type { AgentConfig, DiskConfig } from "./config.ts";
+import type { AgentConfig, DiskConfig, VaultConfig } from "./config.ts";
 import { isChanged, isReopened, needsRestart, policyOf, sameLimits, settingsAtNextStart } from "./config-changes.ts";
 import { Copies } from "./copies.ts";
 import type { CopyingParts } from "./copying.ts";
@@ -139,7 +139,7 @@ export class Supervisor {
 
   /** Errors: DISK_NOT_FOUND. */
   disk(name: string): DiskStatus {
-    return this.runs.addTo(this.#select({ disk: name })[0].status());
+    return this.runs.addTo(this.#select({ disk: name.normalize("NFC") })[0].status());
   }
 
   /** The points of a disk, oldest first, from its vault. Errors: DISK_NOT_FOUND, those of the store. */
@@ -267,11 +267,7 @@ export class Supervisor {
    * configuration's limits hold again. Errors: VAULT_NOT_FOUND.
    */
   setLimit(vault: string, bytesPerSecond: number | undefined): void {
-    if (!this.#config.vaults.has(vault)) {
-      throw new TidemarkError("VAULT_NOT_FOUND", `the agent has no vault ${vault}`, {
-        remedy: `its vaults are ${[...this.#config.vaults.keys()].join(", ")}`,
-      });
-    }
+    this.#vaultConfig(vault);
     if (bytesPerSecond === undefined) this.#overrides.delete(vault);
     else this.#overrides.set(vault, bytesPerSecond);
     this.#parts.vaults.get(vault)?.setLimit(bytesPerSecond);
@@ -381,16 +377,21 @@ export class Supervisor {
   }
 
   async #openVault(name: string, signal: AbortSignal, like?: VaultPort): Promise<VaultPort> {
-    const config = this.#config.vaults.get(name);
-    if (config === undefined)
-      throw new TidemarkError("VAULT_NOT_FOUND", `the agent has no vault ${name}`, {
-        remedy: "reload the configuration",
-      });
+    const config = this.#vaultConfig(name);
     const disksOf = (): readonly DiskStatus[] => this.status().disks.filter(({ vault }) => vault === name);
     const vault = await this.#parts.engine.openVault(config, signal, disksOf, like);
     const override = this.#overrides.get(name);
     if (override !== undefined) vault.setLimit(override);
     return vault;
+  }
+
+  /** Errors: VAULT_NOT_FOUND. */
+  #vaultConfig(name: string): VaultConfig {
+    const config = this.#config.vaults.get(name);
+    if (config !== undefined) return config;
+    throw new TidemarkError("VAULT_NOT_FOUND", `the agent has no vault ${name}`, {
+      remedy: `its vaults are ${[...this.#config.vaults.keys()].join(", ")}`,
+    });
   }
 
   /** In the order of the configuration, also after some were restarted. */

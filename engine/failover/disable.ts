@@ -8,6 +8,7 @@
  *
  * Invariant: no point goes before no writer can make another.
  */
+import { watchedStore } from "../disk/source/head-watch.ts";
 import { hasCode, TidemarkError } from "../errors.ts";
 import type { Notice } from "../notice.ts";
 import type { VaultContext } from "../pipeline/vault-context.ts";
@@ -55,7 +56,7 @@ export interface DisableSummary {
   readonly elapsedMs: number;
 }
 
-/** Errors: DISK_NOT_FOUND, WRITER_ACTIVE, those of `removeDisk` and `collect`. */
+/** Errors: DISK_NOT_FOUND, WRITER_ACTIVE, those of `removeDisk` and `Vault.collect`. */
 export async function disableDisk(context: VaultContext, options: DisableOptions): Promise<DisableSummary> {
   const startedAt = performance.now();
   const { signal, force = false, onNotice = () => undefined } = options;
@@ -97,7 +98,8 @@ export async function disableDisk(context: VaultContext, options: DisableOptions
     if (!hasCode(error, "DISK_NOT_FOUND")) throw error;
   });
   await store.delete(claimName(disk), { signal });
-  const { waitingFor, storedBytesBefore, storedBytesAfter } = await collect(store, vault, { signal, onNotice });
+  const watched = watchedStore(context, onNotice, "refused");
+  const { waitingFor, storedBytesBefore, storedBytesAfter } = await collect(watched, vault, { signal, onNotice });
   const isFreed = waitingFor.length === 0;
   const waiting = `space that the writers of ${waitingFor.join(", ")} may still use: \`tidemark collect\` frees it`;
   return {

@@ -122,7 +122,7 @@ function nameTaken(to: string): TidemarkError {
 function notWhole(disk: string, to: string): TidemarkError {
   const fact = `some points of disk ${JSON.stringify(disk)} are not among those of ${JSON.stringify(to)}`;
   return new TidemarkError("DAMAGED", `${fact}, so it stays`, {
-    remedy: `run \`tidemark repair\`, or drop them with \`tidemark prune\`, then rename it again`,
+    remedy: `run \`tidemark vault repair\`, or drop them with \`tidemark prune\`, then rename it again`,
     detail: { disk },
   });
 }

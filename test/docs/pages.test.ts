@@ -17,6 +17,7 @@ import {
   relativeLinks,
   type ShownCommand,
   shownCommands,
+  toldCommands,
 } from "./pages.ts";
 
 const pages = readPages();
@@ -85,15 +86,18 @@ describe("a page", () => {
   });
 });
 
-describe("a command that a page shows", () => {
+describe("a command", () => {
   beforeAll(() => {
     for (const stream of [process.stdout, process.stderr]) stream.setMaxListeners(0);
   });
 
-  test("is one of the program's, and so are its flags", async () => {
+  test.each([
+    ["a page", pages.flatMap(shownCommands)],
+    ["a message", toldCommands()],
+  ])("in %s is one of the program's, and so are its flags", async (_where, commands) => {
     const helps = new Map<string, string>();
     const wrong: string[] = [];
-    for (const command of pages.flatMap(shownCommands)) {
+    for (const command of commands) {
       const name = command.words.join(" ");
       const help = helps.get(name) ?? (await helpOf(command.words));
       helps.set(name, help);

@@ -75,12 +75,30 @@ export function shownCommands(page: Page): readonly ShownCommand[] {
     .filter(({ language }) => language === "sh")
     .flatMap(({ text }) => text.replace(/\\\n/g, " ").split("\n"))
     .map((line) => line.replace(/(^|\s)#.*$/, ""));
-  const commands = [...scripts, ...codeSpans(page)].flatMap((line) => line.split(/&&|\|\||[;|&]/));
+  return commandsIn(page, [...scripts, ...codeSpans(page)]);
+}
+
+/** Every `tidemark …` that the program's sources tell a user to type. */
+export function toldCommands(): readonly ShownCommand[] {
+  return ["engine", "sink", "cli"].flatMap((room) =>
+    readdirSync(join(repositoryRoot, room), { recursive: true, encoding: "utf8" })
+      .filter((name) => name.endsWith(".ts"))
+      .flatMap((name) => {
+        const path = `${room}/${name}`;
+        const text = readText(path) ?? "";
+        const told = [...text.matchAll(/`(tidemark [a-z][^`\\]*)/g)].map(([, command = ""]) => command);
+        return commandsIn({ path, text }, told);
+      }),
+  );
+}
+
+function commandsIn({ path }: Page, lines: readonly string[]): readonly ShownCommand[] {
+  const commands = lines.flatMap((line) => line.split(/&&|\|\||[;|&]/));
   return commands.flatMap((command) => {
     const [program, ...rest] = command.trim().split(/\s+/);
     if (program !== "tidemark" || rest.length === 0) return [];
     const end = rest.findIndex((word) => !/^[a-z][a-z-]*$/.test(word));
     const flags = rest.flatMap((word) => /^--[a-z][a-z-]*/.exec(word) ?? []);
-    return [{ page: page.path, words: end === -1 ? rest : rest.slice(0, end), flags }];
+    return [{ page: path, words: end === -1 ? rest : rest.slice(0, end), flags }];
   });
 }

@@ -11,8 +11,10 @@
  * them look before their next cycle, and a catalog that is loaded always looks.
  */
 import { randomBytes } from "node:crypto";
-import { hasCode, isUnreadable } from "../../errors.ts";
+import { setTimeout as delay } from "node:timers/promises";
+import { hasCode, isUnreadable, throwIfAborted } from "../../errors.ts";
 import type { CallOptions } from "../../sink.ts";
+import { collectionTiming } from "../../timing.ts";
 import { toHex } from "../format/checksum.ts";
 import {
   decodeQuarantine,
@@ -126,22 +128,22 @@ function quarantineOf(vault: string, segment: string): SharedDocument<Quarantine
 }
 
 /**
- * Writes a new collection id. If a collection is running, its own id makes the writers look; then
- * it is enough that there is one.
+ * Writes a new collection id, after a collection that is running: its writers may have acted on its id
+ * before the lists were written, and it waits for no other id.
  */
-async function announce(store: Store, vault: string, options: CallOptions): Promise<void> {
+async function announce(store: Store, vault: string, { signal: given }: CallOptions): Promise<void> {
   const bytes = encodeCollection({ vault, collection: toHex(randomBytes(16)), startedMs: Date.now() });
-  try {
-    await using collectorLease = await takeCollectorLease(store, options.signal);
-    const signal =
-      options.signal === undefined ? collectorLease.signal : AbortSignal.any([collectorLease.signal, options.signal]);
-    await store.replace(collectionName, bytes, await store.etagOf(collectionName, { signal }), { signal });
-  } catch (error) {
-    if (!hasCode(error, "COLLECTION_ACTIVE", "CONDITION_FAILED")) throw error;
-    if ((await store.etagOf(collectionName, options)) !== undefined) return;
-    await store.putOnce(collectionName, bytes, options).catch((late: unknown) => {
-      if (!hasCode(late, "OBJECT_EXISTS")) throw late; // another process has just written one
-    });
+  for (;;) {
+    try {
+      await using collectorLease = await takeCollectorLease(store, given);
+      const signal = given === undefined ? collectorLease.signal : AbortSignal.any([collectorLease.signal, given]);
+      await store.replace(collectionName, bytes, await store.etagOf(collectionName, { signal }), { signal });
+      return;
+    } catch (error) {
+      if (!hasCode(error, "COLLECTION_ACTIVE", "CONDITION_FAILED")) throw error;
+    }
+    await delay(collectionTiming.headPollMs, undefined, { signal: given }).catch(() => undefined);
+    throwIfAborted(given);
   }
 }
 

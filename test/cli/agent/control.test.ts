@@ -1,8 +1,8 @@
 import { once } from "node:events";
 import { rmSync, writeFileSync } from "node:fs";
 import { request } from "node:http";
-import { type AddressInfo, createServer } from "node:net";
-import { describe, expect, it, onTestFinished } from "vitest";
+import { type AddressInfo, createServer, Socket } from "node:net";
+import { describe, expect, it, onTestFinished, vi } from "vitest";
 import { Agent } from "../../../cli/agent/agent.ts";
 import { askAgent } from "../../../cli/agent/control-client.ts";
 import type { AgentStatus } from "../../../cli/agent/supervisor.ts";
@@ -77,6 +77,13 @@ describe("the control API", () => {
       message: "the agent has no disk wéb",
     });
     expect(await rig.ask("GET", "/healthz")).toEqual({ health: "Normal" });
+  });
+
+  it("finds a disk by its name, however accents in it are encoded", async () => {
+    const rig = new Rig();
+    await rig.start(text.replace("name: web", "name: w\u00e9b"));
+    for (const path of ["/v1/disks/", "/v1/points/"])
+      expect(await rig.ask("GET", path + encodeURIComponent("we\u0301b"))).toMatchObject({ disk: "w\u00e9b" });
   });
 
   it("answers a point request when the point is committed", async () => {
@@ -184,9 +191,13 @@ describe("the control API", () => {
     ["POST", "/v1/pause", '{"group":"g"}', 404, "the agent has no group g"],
     ["POST", "/v1/stop", '{"disk":"wob"}', 404, "it has web"],
     ["POST", "/v1/stop", '{"disk":"web","group":"g"}', 400, "both disk and group are named"],
+    ["POST", "/v1/stop", '{"disk":null}', 400, "disk is no name"],
+    ["POST", "/v1/pause", '{"group":null}', 400, "group is no name"],
     ["PUT", "/v1/limit", '{"vault":"main","bytesPerSecond":0}', 400, "bytesPerSecond is not a limit"],
     ["PUT", "/v1/limit", '{"vault":"x","bytesPerSecond":4096}', 404, "its vaults are main"],
     ["GET", "/v1/disks/%FF", "", 400, "not encoded as a URL"],
+    ["GET", "/v1/vaults/x", "", 404, "its vaults are main"],
+    ["POST", "/v1/failover", '{"vault":"x","verb":"test"}', 404, "its vaults are main"],
   ])("answers %s %s with %s as the command line would", async (method, path, body, status, says) => {
     const rig = new Rig();
     await rig.start();
@@ -312,6 +323,27 @@ describe("an agent", () => {
 });
 
 describe("a client", () => {
+  it("waits for an agent that waits for its stores, and not for one that cannot tell its status", async () => {
+    const folder = new ConfigFolder();
+    const silent = createServer((socket) => void socket.on("error", () => socket.destroy()));
+    silent.listen(folder.path("s.sock"));
+    onTestFinished(() => void silent.close());
+    const limits = vi.spyOn(Socket.prototype, "setTimeout");
+    onTestFinished(() => limits.mockRestore());
+    const limitsOf = async (path: string): Promise<readonly number[]> => {
+      limits.mockClear();
+      const client = new AbortController();
+      const asked = askAgent(folder.path("s.sock"), { method: "GET", path, signal: client.signal });
+      asked.catch(() => undefined);
+      await once(silent, "connection");
+      client.abort();
+      await expect(asked).rejects.toMatchObject({ code: "INTERRUPTED" });
+      return limits.mock.calls.map(([ms]) => ms).filter((ms) => ms > 0);
+    };
+    expect(await limitsOf("/v1/status")).not.toEqual([]);
+    for (const path of ["/v1/failover", "/v1/failover/f-1", "/v1/jobs"]) expect(await limitsOf(path)).toEqual([]);
+  });
+
   it("says AGENT_UNREACHABLE where there is no agent", async () => {
     const folder = new ConfigFolder();
     const ask = async (socket: string): Promise<unknown> =>

@@ -91,6 +91,15 @@ describe("notifications", () => {
     expect(await rig.looks(3)).toEqual(["+web/BACKLOG_SLOW -"]);
   });
 
+  it("tell what is Critical though the same is a Warning for another reason", async () => {
+    const rig = new Rig(webhook());
+    const [critical, warning] = [finding("Critical", "COPY_BEHIND"), finding("Warning", "COPY_BEHIND")];
+    rig.findings = { web: [critical, warning] };
+    expect(await rig.looks(3)).toEqual(["+web/COPY_BEHIND -"]);
+    rig.findings = { web: [warning] };
+    expect(await rig.looks(3)).toEqual(["+ -web/COPY_BEHIND"]);
+  });
+
   it("do not tell what lasts for a moment", async () => {
     const rig = new Rig(webhook());
     rig.findings = { web: [finding("Critical", "NO_SPACE")] };

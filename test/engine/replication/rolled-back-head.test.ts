@@ -150,6 +150,20 @@ describe("a head that is older than a point seen here", () => {
     expect((await vault.verify({ disk: "d", source: disk, onNotice })).damaged).toEqual([]);
   });
 
+  test("keeps the purge of another disk from freeing what points need that are not listed", async () => {
+    const [current, objects] = [await readHeadBytes(), await namesOf()];
+    await putHeadBack(old);
+    const vault = await open();
+    await vault.replicate({ disk: "other", volume: sampleDisk(150_000, 2) });
+    const purged = vault.failovers.disable({ disk: "other", points: "purge" });
+    await expect(purged).rejects.toMatchObject({ code: "STORE_REGRESSED", detail: { object: headName("d") } });
+    expect(await namesOf()).toEqual(expect.arrayContaining(objects));
+    await putHeadBack(current);
+    expect((await vault.verify({ disk: "d", onNotice })).damaged).toEqual([]);
+    const done = await vault.failovers.disable({ disk: "other", points: "purge" });
+    expect(done.freedBytes).toBeGreaterThan(0);
+  });
+
   test("of a disk that is removed then does not keep a collection from freeing", async () => {
     await putHeadBack(old);
     const vault = await open();

@@ -7,10 +7,14 @@ import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 import { afterEach, beforeEach, describe, expect, onTestFinished, test, vi } from "vitest";
 import { TidemarkError } from "../../../../engine/errors.ts";
+import { Catalog } from "../../../../engine/pipeline/catalog.ts";
+import { fromHex } from "../../../../engine/store/format/checksum.ts";
+import { frameHeaderBytes } from "../../../../engine/store/format/frame.ts";
+import { quarantine } from "../../../../engine/store/segments/quarantine.ts";
 import { LiveSet } from "../../../../engine/upkeep/collection/live-set.ts";
 import { FaultySink, Gate, type PlannedFault } from "../../../../sink/faults.ts";
 import { callsOf } from "../../../depth.ts";
-import { closeModelVaults, watched } from "../../../model-disk.ts";
+import { closeModelVaults, modelStore, watched } from "../../../model-disk.ts";
 import { expectCode } from "../../../sink/expectations.ts";
 import { tamperObject } from "../scrub/tamper.ts";
 import { ChurnedVault } from "./churned-vault.ts";
@@ -76,6 +80,24 @@ test.each([5, 7])("a disk that did not exist when the collection looked is waite
   expect(await churned.check()).toBe(3);
   await churned.collect();
   expect(await churned.check()).toBe(3);
+});
+
+test("what is found to be damaged while a collection frees is forgotten by writers that have acknowledged it", async () => {
+  const [store, { id }] = [await modelStore(churned.plain), await churned.vault()];
+  const options = { vaultId: fromHex(id), indexBytesMax: 2 ** 20, onDamage: () => undefined };
+  const catalog = await Catalog.load({ ...options, store });
+  const free = slow("deleteObject", "segments/", 1);
+  const collecting = churned.collect({ sink: free.sink });
+  collecting.catch(() => undefined);
+  await free.gate.reached;
+  await catalog.adopt(store, undefined);
+  const known = catalog.index.count;
+  const [, segment = ""] = await churned.names("segments/a/");
+  const quarantined = quarantine(store, id, [{ segment, offset: frameHeaderBytes }], {});
+  free.gate.open();
+  await Promise.all([collecting, quarantined]);
+  await catalog.adopt(store, undefined);
+  expect(catalog.index.count).toBe(known - 1);
 });
 
 describe("what a collection has written down", () => {
