@@ -180,10 +180,7 @@ export class Effects implements AsyncDisposable {
     for (const { disk } of this.#held.document.members) {
       const present = source === null ? await this.#presentMember(disk) : undefined;
       if (present?.target.kind === "instant") {
-        this.#bytesRead += await replicateInstant(this.#vault, present, {
-          onNotice: this.#notify,
-          signal: this.#signal,
-        });
+        this.#bytesRead += await replicateInstant(this.#vault, present, this.#operation);
         continue;
       }
       const path = source?.path ?? present?.target.path ?? "";
@@ -345,9 +342,7 @@ export class Effects implements AsyncDisposable {
     const { document } = this.#held;
     if (document.check === null) return;
     await using served =
-      document.serving === null
-        ? undefined
-        : await ServedRun.open(this.#vault, document, false, { onNotice: this.#notify, signal: this.#signal });
+      document.serving === null ? undefined : await ServedRun.open(this.#vault, document, false, this.#operation);
     for (const member of document.members)
       await this.#commands.check(document, member, served?.disks.find(({ disk }) => disk === member.disk)?.uri);
   }
@@ -395,10 +390,7 @@ export class Effects implements AsyncDisposable {
       await settleClaim({ ...this.#place, disk }, { run, host, path: target.path });
       if (serving?.protects === true) continue;
       if (target.kind === "instant") {
-        this.#bytesRead += await replicateInstant(this.#vault, member, {
-          onNotice: this.#notify,
-          signal: this.#signal,
-        });
+        this.#bytesRead += await replicateInstant(this.#vault, member, this.#operation);
         continue;
       }
       const volume = await openImage(target.path);
