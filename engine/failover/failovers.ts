@@ -332,10 +332,12 @@ export class Failovers {
   async carryOutDue(options: FailoverOptions): Promise<readonly string[]> {
     const place = this.#place(options.signal);
     const ended: string[] = [];
-    for (const document of await listRuns(place)) {
-      const { run, ending } = document;
-      const dueMs = endingDueMs(document);
-      if (ending === null || dueMs === null || dueMs > Date.now() || (await isWorkedOn(document))) continue;
+    const isDue = (document: RunDocument): boolean => (endingDueMs(document) ?? Infinity) <= Date.now();
+    for (const { run } of (await listRuns(place)).filter(isDue)) {
+      // The ends of other runs may have taken long.
+      const { document } = (await findRun(place, run)) ?? {};
+      if (document?.ending == null || !isDue(document) || (await isWorkedOn(document))) continue;
+      const { ending } = document;
       const note = `${ending.action} after ${Math.round(ending.afterMs / 60_000)} min, as the run was told to`;
       try {
         if (ending.action === "commit") await this.commit({ ...options, run, note });

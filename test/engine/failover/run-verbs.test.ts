@@ -132,6 +132,25 @@ describe("a failover that is neither committed nor cancelled", () => {
     expect(await vault.failovers.show(run)).toMatchObject({ health: "Critical" });
   });
 
+  test("stays when it gets more time while another one is ended", async () => {
+    await vault.replicate({ disk: "db", volume: disk });
+    const ending = { action: "rollback", afterMs: 3_600_000 } as const;
+    const runs = new Map<string, string>();
+    for (const name of ["web", "db"]) {
+      const to = `file:${path(`${name}.img`)}`;
+      runs.set((await vault.failovers.start({ kind: "unplanned", disks: [name], to, ending })).run, name);
+    }
+    vi.useFakeTimers({ now: Date.now() + 3_600_001, toFake: ["Date"] });
+    const chosen: string[] = [];
+    const release = async (first: string): Promise<void> => {
+      for (const run of runs.keys())
+        if (run !== first && chosen.push(run) === 1) await vault.failovers.changePoint({ run, point: "latest" });
+    };
+    const ended = await vault.failovers.carryOutDue({ server: { release } });
+    expect(ended).toHaveLength(1);
+    expect(await vault.failovers.show(chosen[0] ?? "")).toMatchObject({ state: "ChangeRecoveryPointCompleted" });
+  });
+
   test("is refused a time that is none", async () => {
     await expectCode(unplanned({ action: "commit", afterMs: 0 }), "INVALID_ARGUMENT");
     expect(await vault.failovers.list()).toEqual([]);
