@@ -29,7 +29,11 @@ export function agentSource(socket: string): SourceSite {
           { ...target, drain: true },
           signal,
         )) as StopSummary;
-        if (notDrained.length > 0) throw notAtRest(notDrained, "has writes that are in no point");
+        if (notDrained.length > 0) {
+          // Nothing is moved: the disks go on where they are, and the next try stops them again.
+          await this.start(source, signal);
+          throw notAtRest(notDrained, "may have writes that are in no point");
+        }
         stopped.push(...disks);
         atRest.push(...resting.filter(({ disk }) => source.disks.includes(disk)));
       }

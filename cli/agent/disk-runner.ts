@@ -93,6 +93,7 @@ export class DiskRunner {
   #ended: Promise<void> | undefined;
   #missed: TidemarkError | undefined;
   #rest: RestingImage | undefined;
+  #isDrained = false;
   /** The status that the disk was left in, and when. */
   #stopped: { readonly status: ProtectionStatus; readonly atMs: number } | undefined;
 
@@ -121,6 +122,11 @@ export class DiskRunner {
   /** Which point the image is, as a stop has left it. */
   get rest(): RestingImage | undefined {
     return this.#rest;
+  }
+
+  /** Whether a stop has left all of the disk in its newest point, as far as that is known. */
+  get isDrained(): boolean {
+    return this.#isDrained && this.status().backlogBytes === 0;
   }
 
   get ended(): Promise<void> {
@@ -235,11 +241,14 @@ export class DiskRunner {
     await this.#told("the export could not be ended", async () => await this.#unexport());
     const protection = this.#protection;
     if (protection !== undefined) {
-      await this.#told("the tracking could not be closed", async () => {
+      const isSaved = await this.#told("the tracking could not be closed", async () => {
         this.#missed = await protection.stop({ drain, signal: this.#hurry.signal });
       });
       if (this.#missed !== undefined) this.#tell("failure", this.#missed, "no last point could be taken");
       this.#rest = protection.rest();
+      // A paused disk gets no last point.
+      const hasLast = isSaved && drain && !this.#paused && this.#missed === undefined;
+      this.#isDrained = hasLast || this.#rest !== undefined;
       this.#protection = undefined;
     }
     await this.#told("the vault could not be closed", async () => await this.#vault?.release());

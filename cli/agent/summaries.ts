@@ -26,8 +26,8 @@ export interface ReloadSummary {
 export interface StopSummary {
   readonly disks: readonly string[];
   /**
-   * Those of them that were left with changes that are not in the vault. These are marked and
-   * shipped when the disk is resumed.
+   * Those of them that may have changes that are not in the vault: a last point is missing. It is
+   * taken when the disk is resumed.
    */
   readonly notDrained: readonly string[];
   /** Those of them whose image is known to be their newest point, and the signature that proves it later. */

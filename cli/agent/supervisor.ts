@@ -254,10 +254,10 @@ export class Supervisor {
       return { runners: selected, ended: this.#end(selected, options) };
     });
     await ended;
-    const statuses = runners.map((runner) => runner.status());
+    const namesOf = (some: readonly DiskRunner[]): string[] => some.map(({ disk }) => disk.name);
     return {
-      disks: statuses.map(({ disk }) => disk),
-      notDrained: statuses.filter(({ backlogBytes }) => backlogBytes > 0).map(({ disk }) => disk),
+      disks: namesOf(runners),
+      notDrained: namesOf(runners.filter(({ isDrained }) => !isDrained)),
       resting: runners.flatMap(({ rest, disk }) => (rest === undefined ? [] : { disk: disk.name, ...rest })),
     };
   }

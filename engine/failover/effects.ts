@@ -27,9 +27,10 @@ import type { FailoverOptions } from "./failover-options.ts";
 import { ImageReturn } from "./image-return.ts";
 import { choosePoints } from "./point-choice.ts";
 import { ReplicaOfRun } from "./replica-run.ts";
+import { lastPointAbsent } from "./run-checks.ts";
 import { type PrintedByCommands, RunCommands } from "./run-commands.ts";
 import { isMoved } from "./run-facts.ts";
-import { comparablePoint, pinPoint, unpinPoints } from "./run-points.ts";
+import { comparablePoint, pinPoint, pointWithId, unpinPoints } from "./run-points.ts";
 import { type HeldRun, readRun } from "./run-store.ts";
 import type { RunEffect } from "./run-table.ts";
 import { leftoversOf, ownTarget, replicaAt, runTargetOf } from "./run-target.ts";
@@ -80,23 +81,11 @@ export class Effects implements AsyncDisposable {
 
   async carryOut(effect: RunEffect): Promise<void> {
     throwIfAborted(this.#signal);
-    const work: Readonly<Record<RunEffect, () => Promise<void>>> = {
-      synchronize: async () => await this.#synchronize(),
-      prepare: async () => await this.#prepare(),
-      makeTargets: async () => await this.#makeTargets(),
-      checkTargets: async () => await this.#checkTargets(),
-      commit: async () => await this.#commit(),
-      reprotect: async () => await this.#reprotect(),
-      disable: async () => await this.#disable(),
-      removeTargets: async () => await this.#removeTargets(),
-      lookAgain: async () => await this.#lookAgain(),
-      freeDisks: async () => await this.#freeDisks(),
-    };
-    await work[effect]();
+    await this[effect]();
   }
 
   /** Stages what the old images lack, while the disks go on where they are. */
-  async #synchronize(): Promise<void> {
+  async synchronize(): Promise<void> {
     const { selector } = this.#held.document;
     if (selector === "latest") await this.#orNote("the request for a last point", this.#askForPoint());
     await this.#choose("latest", false);
@@ -114,8 +103,7 @@ export class Effects implements AsyncDisposable {
     await this.#pin(disk, member.point.id);
     const { bytesRead } = await back.stage(
       member,
-      async (id) =>
-        await comparablePoint({ ...this.#place, disk, onNotice: this.#notify }, id, member.point.volumeBytes),
+      async (id) => await comparablePoint({ ...this.#place, disk }, id, member.point.volumeBytes),
     );
     this.#bytesRead += bytesRead;
     return back;
@@ -132,7 +120,7 @@ export class Effects implements AsyncDisposable {
   }
 
   /** Shuts the source down or tries to, takes the disks, and chooses the points again. */
-  async #prepare(): Promise<void> {
+  async prepare(): Promise<void> {
     const { run, plan, kind, shutdown, selector, group, members } = this.#held.document;
     const isPlanned = kind !== "unplanned";
     const disks = this.#disks;
@@ -179,20 +167,20 @@ export class Effects implements AsyncDisposable {
   async #bringToRest(): Promise<void> {
     const { source } = this.#held.document;
     if (source?.kind === "agent") {
-      for (const { disk, path, point, signature } of await this.#agent(source.path).stop(
-        this.#sourceDisks,
-        this.#signal,
-      ))
+      const site = this.#agent(source.path);
+      for (const { disk, path, point, signature } of await site.stop(this.#sourceDisks, this.#signal)) {
+        if ((await pointWithId({ ...this.#place, disk }, point)) === undefined) {
+          await site.start(this.#sourceDisks, this.#signal);
+          throw lastPointAbsent(disk);
+        }
         await this.#swapMember({ ...this.#member(disk), origin: { path, point, signature } });
+      }
       return;
     }
     for (const { disk } of this.#held.document.members) {
       const present = source === null ? await this.#presentMember(disk) : undefined;
       if (present?.target.kind === "instant") {
-        this.#bytesRead += await replicateInstant(this.#vault, present, {
-          onNotice: this.#notify,
-          signal: this.#signal,
-        });
+        this.#bytesRead += await replicateInstant(this.#vault, present, this.#operation);
         continue;
       }
       const path = source?.path ?? present?.target.path ?? "";
@@ -242,7 +230,7 @@ export class Effects implements AsyncDisposable {
   }
 
   /** Brings every target to its member's point. */
-  async #makeTargets(): Promise<void> {
+  async makeTargets(): Promise<void> {
     for (const { disk } of this.#held.document.members) {
       if (this.#held.document.kind === "failback") {
         await this.#bringBack(disk);
@@ -270,7 +258,7 @@ export class Effects implements AsyncDisposable {
       }
       await this.#pin(disk, point.id);
       const since = isUntouched
-        ? await comparablePoint({ ...this.#place, disk, onNotice: this.#notify }, held.point, point.volumeBytes)
+        ? await comparablePoint({ ...this.#place, disk }, held.point, point.volumeBytes)
         : undefined;
       if (held !== null) await this.#swapMember({ ...member, held: null });
       const changed = isThere ? (target.kind === "blob" ? "replace" : "in-place") : "create";
@@ -350,19 +338,17 @@ export class Effects implements AsyncDisposable {
     await this.#swapMember({ ...member, held: { point: point.id, signature: null } });
   }
 
-  async #checkTargets(): Promise<void> {
+  async checkTargets(): Promise<void> {
     const { document } = this.#held;
     if (document.check === null) return;
     await using served =
-      document.serving === null
-        ? undefined
-        : await ServedRun.open(this.#vault, document, false, { onNotice: this.#notify, signal: this.#signal });
+      document.serving === null ? undefined : await ServedRun.open(this.#vault, document, false, this.#operation);
     for (const member of document.members)
       await this.#commands.check(document, member, served?.disks.find(({ disk }) => disk === member.disk)?.uri);
   }
 
   /** The targets become the user's, and the choice of the point ends. */
-  async #commit(): Promise<void> {
+  async commit(): Promise<void> {
     const { members, discardPoints } = this.#held.document;
     // Targets that are handed over are the user's: they may have moved.
     for (const member of isMoved(this.#held.document) ? [] : members) await this.#refuseGone(member);
@@ -389,14 +375,14 @@ export class Effects implements AsyncDisposable {
   }
 
   /** The migration is complete: the targets are the user's, and no writer makes points of the disks. */
-  async #disable(): Promise<void> {
+  async disable(): Promise<void> {
     const { run, members } = this.#held.document;
-    await this.#commit();
+    await this.commit();
     for (const { disk } of members) await disableByClaim({ ...this.#place, disk }, "MigrationComplete", run);
   }
 
   /** Replicates each disk from its new place, by differences, and lets no other place write it. */
-  async #reprotect(): Promise<void> {
+  async reprotect(): Promise<void> {
     const { run, host, members, serving } = this.#held.document;
     for (const member of members) {
       const { disk, target } = member;
@@ -404,10 +390,7 @@ export class Effects implements AsyncDisposable {
       await settleClaim({ ...this.#place, disk }, { run, host, path: target.path });
       if (serving?.protects === true) continue;
       if (target.kind === "instant") {
-        this.#bytesRead += await replicateInstant(this.#vault, member, {
-          onNotice: this.#notify,
-          signal: this.#signal,
-        });
+        this.#bytesRead += await replicateInstant(this.#vault, member, this.#operation);
         continue;
       }
       const volume = await openImage(target.path);
@@ -420,7 +403,7 @@ export class Effects implements AsyncDisposable {
     }
   }
 
-  async #removeTargets(): Promise<void> {
+  async removeTargets(): Promise<void> {
     const { kind, members } = this.#held.document;
     for (const { disk, target } of members) {
       // An image that is a mixture becomes the point: it is whole afterwards.
@@ -438,7 +421,7 @@ export class Effects implements AsyncDisposable {
   }
 
   /** Errors: TARGET_FAILED when something of the run is there. */
-  async #lookAgain(): Promise<void> {
+  async lookAgain(): Promise<void> {
     const left = await leftoversOf(this.#context, this.#held.document);
     if (left.length === 0) return;
     throw new TidemarkError("TARGET_FAILED", `of the run is left: ${left.join(", ")}`, {
@@ -448,9 +431,9 @@ export class Effects implements AsyncDisposable {
     });
   }
 
-  async #freeDisks(): Promise<void> {
+  async freeDisks(): Promise<void> {
     const { run, kind, source } = this.#held.document;
-    await this.#lookAgain();
+    await this.lookAgain();
     for (const disk of this.#disks) await removeClaim({ ...this.#place, disk }, run);
     if (kind === "unplanned" || source?.kind !== "agent") return;
     const starting = this.#agent(source.path).start(this.#sourceDisks, this.#signal);

@@ -15,6 +15,7 @@ import { hasCode, TidemarkError } from "../errors.ts";
 import type { VaultContext } from "../pipeline/vault-context.ts";
 import { runObjectName } from "../store/format/names.ts";
 import type { RunDocument, RunMember, RunOperation } from "../store/format/run.ts";
+import type { VaultPlace } from "../store/place.ts";
 import { isSamePlace, readClaim, refuseClaimed, refuseOtherRun } from "../store/points/failover-claim.ts";
 import { Store } from "../store/store.ts";
 import { type DisableOptions, type DisableSummary, disableDisk, enableDisk } from "./disable.ts";
@@ -89,8 +90,8 @@ export class Failovers {
   /** @internal As `start`, with what the run of a plan has decided. */
   async startMachine(options: StartFailoverOptions, machine?: MachineOfPlan): Promise<RunDone> {
     return await this.#track(async () => {
-      const { kind, signal } = options;
-      const place = { store: watchedStore(this.#context, options.onNotice), vault: this.#vaultId, signal };
+      const { kind } = options;
+      const place = this.#watched(options);
       const group = options.group?.normalize("NFC");
       const named = options.disks?.map((disk) => disk.normalize("NFC")) ?? [];
       const disks = group === undefined ? [...new Set(named)] : await disksOfGroup(place, group);
@@ -124,7 +125,7 @@ export class Failovers {
   async failbackMachine(options: FailbackOptions, machine?: MachineOfPlan): Promise<RunDone> {
     return await this.#track(async () => {
       const { signal, source = null } = options;
-      const place = { store: this.#store, vault: this.#vaultId, signal };
+      const place = this.#place(signal);
       const { document: former } = await readRun(place, options.run);
       const disks = former.members.map(({ disk }) => disk);
       for (const disk of disks) {
@@ -157,14 +158,14 @@ export class Failovers {
   ): Promise<RunDone> {
     const { kind, members, direction, selector, group, signal, source = null } = options;
     if (options.note !== undefined) checkNote(options.note);
-    this.#store.keys?.assertReads();
+    const place = this.#place(signal);
+    place.store.keys?.assertReads();
     // The run of a plan has done that for all its machines.
     if (machine === undefined) await this.forgetOld(signal);
-    const place = { store: this.#store, vault: this.#vaultId, signal };
     for (const member of members) await refuseTakenTarget(this.#context, place, kind, member);
     const createdMs = Date.now();
     const created = await createRun(place, machine?.run, (run) => ({
-      vault: this.#vaultId,
+      vault: place.vault,
       run,
       epoch: 0,
       worker: null,
@@ -205,11 +206,7 @@ export class Failovers {
   ): Promise<RunDone> {
     const { point: selector } = options;
     return await this.#operate("ChangePit", options, async (document) => {
-      const place = {
-        store: watchedStore(this.#context, options.onNotice),
-        vault: this.#vaultId,
-        signal: options.signal,
-      };
+      const place = this.#watched(options);
       const disks = document.members.map(({ disk }) => disk);
       const chosen = points ?? (await choosePoints(place, disks, selector, document.group !== null));
       const members = document.members.map((member, index): RunMember => {
@@ -264,7 +261,7 @@ export class Failovers {
   async resume(options: OperateOptions): Promise<RunDone> {
     const startedAt = performance.now();
     return await this.#track(async () => {
-      const place = { store: this.#store, vault: this.#vaultId, signal: options.signal };
+      const place = this.#place(options.signal);
       const { document } = await readRun(place, options.run);
       if (!isServable(document)) return await this.#operate("Resume", options);
       await this.#serveBy(document, options);
@@ -284,7 +281,7 @@ export class Failovers {
   async serve(options: ServeOptions & { readonly run: string }): Promise<ServedRun> {
     const { run, signal } = options;
     return await this.#track(async () => {
-      const place = { store: this.#store, vault: this.#vaultId, signal };
+      const place = this.#place(signal);
       // No operation removes or remakes the images until they are locked.
       await using held = await HeldRun.take(place, run);
       const { document } = held;
@@ -311,7 +308,7 @@ export class Failovers {
   async cancelJob(options: { readonly run: string; readonly signal?: AbortSignal | undefined }): Promise<RunSummary> {
     return await this.#track(async () => {
       const { run, signal } = options;
-      const place = { store: this.#store, vault: this.#vaultId, signal };
+      const place = this.#place(signal);
       const isOpen = ({ jobs }: RunDocument): boolean => jobs.at(-1)?.endMs === null;
       const read = async (): Promise<RunDocument> => (await readRun(place, run)).document;
       const wasOpen = await stopJob(
@@ -333,12 +330,14 @@ export class Failovers {
    * ended.
    */
   async carryOutDue(options: FailoverOptions): Promise<readonly string[]> {
-    const place = { store: this.#store, vault: this.#vaultId, signal: options.signal };
+    const place = this.#place(options.signal);
     const ended: string[] = [];
-    for (const document of await listRuns(place)) {
-      const { run, ending } = document;
-      const dueMs = endingDueMs(document);
-      if (ending === null || dueMs === null || dueMs > Date.now() || (await isWorkedOn(document))) continue;
+    const isDue = (document: RunDocument): boolean => (endingDueMs(document) ?? Infinity) <= Date.now();
+    for (const { run } of (await listRuns(place)).filter(isDue)) {
+      // The ends of other runs may have taken long.
+      const { document } = (await findRun(place, run)) ?? {};
+      if (document?.ending == null || !isDue(document) || (await isWorkedOn(document))) continue;
+      const { ending } = document;
       const note = `${ending.action} after ${Math.round(ending.afterMs / 60_000)} min, as the run was told to`;
       try {
         if (ending.action === "commit") await this.commit({ ...options, run, note });
@@ -371,7 +370,7 @@ export class Failovers {
   /** All runs, newest first. Throws DAMAGED, FORMAT_UNSUPPORTED, and the errors of the store. */
   async list(signal?: AbortSignal): Promise<RunSummary[]> {
     return await this.#track(async () => {
-      const runs = await listRuns({ store: this.#store, vault: this.#vaultId, signal });
+      const runs = await listRuns(this.#place(signal));
       return await Promise.all(runs.map(async (document) => await describeRun(this.#context, document)));
     });
   }
@@ -379,7 +378,7 @@ export class Failovers {
   /** One run. Throws INVALID_ARGUMENT when there is none. */
   async show(run: string, signal?: AbortSignal): Promise<RunSummary> {
     return await this.#track(async () => {
-      const { document } = await readRun({ store: this.#store, vault: this.#vaultId, signal }, run);
+      const { document } = await readRun(this.#place(signal), run);
       return await describeRun(this.#context, document);
     });
   }
@@ -393,7 +392,7 @@ export class Failovers {
   async #serveBy({ run, serving }: RunDocument, { server, signal }: FailoverOptions): Promise<void> {
     const next = servedBy(serving, server !== undefined);
     if (next === serving) return;
-    const place = { store: this.#store, vault: this.#vaultId, signal };
+    const place = this.#place(signal);
     await using held = await HeldRun.take(place, run);
     await refuseServed(held.document, `tidemark jobs resume ${run}`);
     await held.swap({ ...held.document, serving: next });
@@ -432,7 +431,7 @@ export class Failovers {
     begin: (document: RunDocument) => RunDocument | Promise<RunDocument>,
   ): Promise<RunDone> {
     const startedAt = performance.now();
-    const place = { store: this.#store, vault: this.#vaultId, signal: options.signal };
+    const place = this.#place(options.signal);
     await using held = await HeldRun.take(place, run);
     const swap = async (next: RunDocument): Promise<void> => {
       await held.swap(next).catch((error: unknown) => {
@@ -470,8 +469,9 @@ export class Failovers {
 
   /** @internal Deletes the records of runs that ended long ago. */
   async forgetOld(signal: AbortSignal | undefined): Promise<void> {
-    const store = this.#store;
-    for (const document of await listRuns({ store, vault: this.#vaultId, signal })) {
+    const place = this.#place(signal);
+    const { store } = place;
+    for (const document of await listRuns(place)) {
       const lastMs = document.jobs.at(-1)?.endMs ?? document.createdMs;
       if (!hasEnded(document.state) || store.nowMs - lastMs <= rememberedMs) continue;
       // A disk that is where a run took it goes back by what the run knows.
@@ -481,18 +481,19 @@ export class Failovers {
 
   async #isPlaceOf({ run, members }: RunDocument, signal: AbortSignal | undefined): Promise<boolean> {
     for (const { disk } of members) {
-      const claim = await readClaim({ store: this.#store, vault: this.#vaultId, disk, signal });
+      const claim = await readClaim({ ...this.#place(signal), disk });
       if (claim?.place?.run === run || claim?.former?.run === run) return true;
     }
     return false;
   }
 
-  get #store(): Store {
-    return new Store(this.#context.sink);
+  /** As `#place`, with a store that tells when it has gone back. */
+  #watched({ onNotice, signal }: FailoverOptions): Required<VaultPlace> {
+    return { ...this.#place(signal), store: watchedStore(this.#context, onNotice) };
   }
 
-  get #vaultId(): string {
-    return this.#context.document.vault;
+  #place(signal: AbortSignal | undefined): Required<VaultPlace> {
+    return { store: new Store(this.#context.sink), vault: this.#context.document.vault, signal };
   }
 }
 

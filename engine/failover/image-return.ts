@@ -107,10 +107,9 @@ export class ImageReturn implements AsyncDisposable {
     if (log === undefined || staged === undefined) return undefined;
     const isGood = (await this.isUnderWay()) || (await this.#isUnwritten(log.signature));
     if (!isGood) throw writtenMeanwhile(path);
-    await log.commit();
     const target = await openTarget({
       to: path,
-      format: "raw",
+      format: undefined,
       mode: "in-place",
       volumeBytes: staged.volumeBytes,
       vaultId: this.#context.document.vault,
@@ -118,6 +117,8 @@ export class ImageReturn implements AsyncDisposable {
       sink: this.#context.sink,
       overwriteSource: true,
       isKnownToDiffer: true,
+      // What cannot be written stays untouched: a cancel has nothing to end then.
+      beforeChange: async () => await log.commit(),
       signal,
     });
     try {

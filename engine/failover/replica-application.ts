@@ -29,6 +29,7 @@ import { ownDevice } from "./device-use.ts";
 import { type HeldReplica, refuseSource } from "./replica-store.ts";
 import type { Application, HeldPoint } from "./replica-summary.ts";
 import { ReplicaTarget, replicaTargetName } from "./replica-target.ts";
+import { pointWithId } from "./run-points.ts";
 import { formatOf } from "./target.ts";
 
 /** How often the newest point is looked for again because a prune has just dropped it. */
@@ -152,7 +153,7 @@ export class Applications {
       return true;
     }
     const find = async (held: ReplicaPoint | null): Promise<PointRecord | undefined> =>
-      held === null || !isKnown ? undefined : await this.#find(held.id);
+      held === null || !isKnown ? undefined : await pointWithId(this.#pinPlace, held.id);
     const base = await find(point);
     const begun = await find(next);
     // The differences of a mixture are known only against the point that was being applied.
@@ -227,18 +228,6 @@ export class Applications {
     } catch (error) {
       // The next application compares all of the target.
       if (!(error instanceof TidemarkError)) throw error;
-    }
-  }
-
-  /** Undefined: a prune has dropped the point, or the store has forgotten it. */
-  async #find(id: string): Promise<PointRecord | undefined> {
-    try {
-      const { vault } = this.#context.document;
-      const head = await readDisk(this.#store, vault, this.#held.document.disk, this.#signal);
-      return await selectPoint(this.#store, head, id, this.#signal);
-    } catch (error) {
-      if (hasCode(error, "POINT_NOT_FOUND")) return undefined;
-      throw error;
     }
   }
 

@@ -103,6 +103,19 @@ export function stopped(run: string, { code, message, remedy, detail }: Tidemark
   });
 }
 
+/** The error for an agent's last point that the vault of the run does not hold. */
+export function lastPointAbsent(disk: string): TidemarkError {
+  const fact = `the vault does not hold the last point that the agent has made of disk ${JSON.stringify(disk)}`;
+  return new TidemarkError(
+    "SOURCE_UNREADABLE",
+    `${fact}: it uses another vault, or the store has forgotten the point`,
+    {
+      remedy: "name the vault that `tidemark agent status` shows for the disk",
+      detail: { disk },
+    },
+  );
+}
+
 /** The error for a run of which no job is under way. */
 export function noJob({ run, jobs }: RunDocument): TidemarkError {
   const last = jobs.at(-1);

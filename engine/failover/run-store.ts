@@ -9,18 +9,12 @@ import { toHex } from "../store/format/checksum.ts";
 import { documentBytesMax } from "../store/format/documents.ts";
 import { runObjectName, runsPrefix } from "../store/format/names.ts";
 import { decodeRun, encodeRun, type RunDocument, runName8 } from "../store/format/run.ts";
-import type { Store } from "../store/store.ts";
+import type { VaultPlace } from "../store/place.ts";
 import { HeldDocument, isWorker } from "./held-document.ts";
 
 const readsAtOnce = 8;
 /** A random name is drawn again when it is taken; four billion are there. */
 const namesMax = 4;
-
-interface RunPlace {
-  readonly store: Store;
-  readonly vault: string;
-  readonly signal?: AbortSignal | undefined;
-}
 
 interface StoredRun {
   readonly document: RunDocument;
@@ -28,7 +22,7 @@ interface StoredRun {
 }
 
 /** Reads a run. Errors: INVALID_ARGUMENT when there is none, DAMAGED, FORMAT_UNSUPPORTED. */
-export async function readRun(place: RunPlace, run: string): Promise<StoredRun> {
+export async function readRun(place: VaultPlace, run: string): Promise<StoredRun> {
   const found = await findRun(place, run);
   if (found !== undefined) return found;
   throw new TidemarkError("INVALID_ARGUMENT", `the vault holds no failover run ${JSON.stringify(run)}`, {
@@ -39,14 +33,14 @@ export async function readRun(place: RunPlace, run: string): Promise<StoredRun> 
 }
 
 /** A run; undefined when there is none. Errors: DAMAGED, FORMAT_UNSUPPORTED. */
-export async function findRun({ store, vault, signal }: RunPlace, run: string): Promise<StoredRun | undefined> {
+export async function findRun({ store, vault, signal }: VaultPlace, run: string): Promise<StoredRun | undefined> {
   const name = runObjectName(run);
   const there = runName8.test(run) ? await store.find(name, documentBytesMax, { signal }) : undefined;
   return there && { document: decodeRun(there.bytes, name, vault), etag: there.etag };
 }
 
 /** All runs, newest first. Errors: DAMAGED, FORMAT_UNSUPPORTED, those of the store. */
-export async function listRuns(place: RunPlace): Promise<RunDocument[]> {
+export async function listRuns(place: VaultPlace): Promise<RunDocument[]> {
   const { store, vault, signal } = place;
   const names: string[] = [];
   for await (const { name } of store.list(runsPrefix, { signal })) names.push(name);
@@ -63,7 +57,7 @@ export async function listRuns(place: RunPlace): Promise<RunDocument[]> {
  * the store.
  */
 export async function createRun(
-  place: RunPlace,
+  place: VaultPlace,
   name: string | undefined,
   make: (run: string) => RunDocument,
 ): Promise<RunDocument> {
@@ -93,7 +87,7 @@ export type HeldRun = HeldDocument<RunDocument>;
 
 export const HeldRun = {
   /** Errors: WRITER_ACTIVE when another process works on the run; as `readRun`. */
-  async take(place: RunPlace, run: string): Promise<HeldRun> {
+  async take(place: VaultPlace, run: string): Promise<HeldRun> {
     return await HeldDocument.take({
       store: place.store,
       name: runObjectName(run),

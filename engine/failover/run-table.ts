@@ -209,35 +209,28 @@ const nothingLeft = "no step of the run is left to do";
 const alreadyBegun = "the run has begun; a new run is started with `tidemark failover`";
 const notReprotected = "only the disks of a failover that was committed and reprotected go back";
 
-/** One sentence for each operation, in each stage in which some state does not allow it. */
-const reasons: Readonly<Record<Stage, Partial<Readonly<Record<RunOperation, string>>>>> = {
+/** Why the states of a stage do not allow an operation: one sentence for each, and one for the others. */
+const reasons: Readonly<Record<Stage, Partial<Readonly<Record<RunOperation | "others", string>>>>> = {
   testing: {
     ChangePit: "a test keeps its point; clean it up and test the other point",
     Commit: "a test is not committed: replication has never stopped",
     CancelFailover: "a test is ended by its cleanup",
     ReverseReplicate: "a test does not move its disks",
     CompleteMigration: "a test does not move its disks",
-    Resume: nothingLeft,
   },
   beginning: {
     TestFailoverCleanup: "only a test is cleaned up; a failover is cancelled",
     ReverseReplicate: "the failover is not committed",
-    ChangePit: "the targets are not complete yet",
-    Commit: "the targets are not complete yet",
-    CompleteMigration: "the targets are not complete yet",
+    others: "the targets are not complete yet",
   },
   pending: {
     TestFailoverCleanup: "only a test is cleaned up; a failover is cancelled",
     ReverseReplicate: "the failover is not committed",
-    Resume: nothingLeft,
   },
   ending: {
     TestFailoverCleanup: "the run is not a test, and is being ended",
-    ChangePit: "the run is being ended",
-    Commit: "the run is being ended",
     CancelFailover: "the run is being ended in another way",
-    ReverseReplicate: "the run is being ended",
-    CompleteMigration: "the run is being ended",
+    others: "the run is being ended",
   },
   committed: {
     TestFailoverCleanup: "only a test is cleaned up",
@@ -246,17 +239,8 @@ const reasons: Readonly<Record<Stage, Partial<Readonly<Record<RunOperation, stri
     CancelFailover: "the failover is committed, so there is no way back to the state before",
     ReverseReplicate: "the disks are being protected, or their protection is being disabled",
     CompleteMigration: "the disks are being protected at their new place",
-    Resume: nothingLeft,
   },
-  ended: {
-    TestFailoverCleanup: "the run has ended",
-    ChangePit: "the run has ended",
-    Commit: "the run has ended",
-    CancelFailover: "the run has ended",
-    ReverseReplicate: "the run has ended",
-    CompleteMigration: "the run has ended",
-    Resume: "the run has ended",
-  },
+  ended: { others: "the run has ended" },
 };
 
 /** The state in which a run of this kind begins, and the operation that begins it. */
@@ -272,7 +256,9 @@ export function transition(
   const { stage, allows } = table[state];
   const next = allows[operation];
   if (next !== undefined) return { next };
-  return { reason: reasons[stage][operation] ?? (operation === "Failback" ? notReprotected : alreadyBegun) };
+  if (operation === "Failback") return { reason: notReprotected };
+  if (Object.values(startingOperations).includes(operation)) return { reason: alreadyBegun };
+  return { reason: reasons[stage][operation] ?? reasons[stage].others ?? nothingLeft };
 }
 
 /** What a running state does and where it leads; undefined: the state waits for an operation. */

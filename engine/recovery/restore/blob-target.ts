@@ -15,6 +15,7 @@
  *
  * Memory: 8 windows of 4 MiB, and those that are being sent.
  */
+import assert from "node:assert/strict";
 import { randomInt } from "node:crypto";
 import { hasCode, TidemarkError } from "../../errors.ts";
 import { pageAlignmentBytes, pageWriteBytesMax, type Sink } from "../../sink.ts";
@@ -131,8 +132,7 @@ class BlobTarget implements RestoreTarget {
   }
 
   async finish(): Promise<void> {
-    if (this.#state !== "open")
-      throw new TidemarkError("INTERNAL", `${this.description} is finished or abandoned already`);
+    assert(this.#state === "open", "it is finished once");
     await this.#sendAll([...this.#open.values()]);
     await Promise.all(this.#sending);
     if (this.#failure !== undefined) throw this.#failure;
@@ -186,13 +186,8 @@ class BlobTarget implements RestoreTarget {
    * for zeros.
    */
   async #gather(offset: number, length: number, bytes: Uint8Array | undefined): Promise<void> {
-    if (this.#state !== "open") throw new TidemarkError("INTERNAL", `${this.description} is used after its end`);
-    if (offset % pageAlignmentBytes !== 0 || offset + length > this.#volumeBytes) {
-      throw new TidemarkError(
-        "INTERNAL",
-        `bytes [${String(offset)}, ${String(offset + length)}) are not pages of a volume of ${String(this.#volumeBytes)}`,
-      );
-    }
+    assert(this.#state === "open", "it is not used after its end");
+    assert(offset % pageAlignmentBytes === 0 && offset + length <= this.#volumeBytes, "pages of the volume");
     const complete: Window[] = [];
     for (let at = offset; at < offset + length; ) {
       const index = Math.floor(at / windowBytes);

@@ -26,7 +26,7 @@ import { isOurs, readOwn, replacePlain } from "../../disk/source/plain-file.ts";
 import { fileError, PositionalFile } from "../../disk/source/positional-file.ts";
 import { syncFolder } from "../../disk/source/sync-folder.ts";
 import { hasCode, systemCode, TidemarkError, unlessAbsent } from "../../errors.ts";
-import type { ImageFormat, RestoreTarget, TargetImage } from "./target.ts";
+import type { RestoreTarget, TargetImage } from "./target.ts";
 import { lockTarget, targetExists } from "./target.ts";
 import { planFooter, vhdDiskBytes, vhdFooterBytes } from "./vhd.ts";
 
@@ -47,7 +47,7 @@ const journalBytesMax = 4096;
 interface Journal {
   readonly vault: string;
   readonly point: string;
-  readonly format: ImageFormat;
+  readonly format: TargetImage["format"];
   readonly volumeBytes: number;
   readonly doneBytes: number;
 }

@@ -64,32 +64,34 @@ export class InPlaceTarget implements RestoreTarget {
    * Opens an existing file or device and gives it the size it needs. Errors: TARGET_TOO_SMALL (a
    * device), TARGET_FAILED (in use, or no VHD).
    */
-  static async open(plan: TargetImage, kind: "file" | "device"): Promise<InPlaceTarget> {
-    const file = await openForWriting(plan.path, kind);
+  static async open(plan: TargetImage): Promise<InPlaceTarget> {
+    const { path, format, volumeBytes } = plan;
+    const file = await openForWriting(path);
     try {
       const stats = await file.stat();
-      if (stats.isBlockDevice() !== (kind === "device"))
-        throw wrongForm(plan.path, "was exchanged while it was opened", "run the command again");
-      if (kind === "device") {
-        await refuseTooSmall(file, plan);
-        return new InPlaceTarget(file, plan, plan.volumeBytes, true);
+      if (stats.isBlockDevice()) {
+        await refuseTooSmall(file, path, volumeBytes);
+        await plan.beforeChange?.();
+        return new InPlaceTarget(file, plan, volumeBytes, true);
       }
-      lockTarget(file, plan.path);
+      lockTarget(file, path);
       const sizeBytes = Number(stats.size);
       const footer = await readFixedVhdFooter(sizeBytes, async (offset, into) => await file.read(offset, into));
-      if (plan.format === "raw") {
-        if (footer !== undefined)
-          throw wrongForm(
-            plan.path,
-            "is a fixed VHD, whose footer would be lost",
-            "say `--format vhd`, or replace the file with `--force`",
-          );
-        await file.truncate(plan.volumeBytes);
-        return new InPlaceTarget(file, plan, plan.volumeBytes, false);
+      if (format === "raw" && footer !== undefined)
+        throw wrongForm(
+          path,
+          "is a fixed VHD, whose footer would be lost",
+          "say `--format vhd`, or replace the file with `--force`",
+        );
+      if (format === "vhd" && footer === undefined)
+        throw wrongForm(path, "is no fixed VHD", "say `--format raw`, or replace the file with `--force`");
+      await plan.beforeChange?.();
+      if (footer === undefined) {
+        await file.truncate(volumeBytes);
+        return new InPlaceTarget(file, plan, volumeBytes, false);
       }
-      if (footer === undefined)
-        throw wrongForm(plan.path, "is no fixed VHD", "say `--format raw`, or replace the file with `--force`");
-      const diskBytes = vhdDiskBytes(plan.volumeBytes);
+      // A VHD of another program need not be padded to a MiB.
+      const diskBytes = footer.diskBytes === volumeBytes ? volumeBytes : vhdDiskBytes(volumeBytes);
       const target = new InPlaceTarget(file, plan, diskBytes, false);
       if (diskBytes !== footer.diskBytes) await target.#resizeVhd(sizeBytes, fixedVhdFooter({ ...footer, diskBytes }));
       return target;
@@ -229,11 +231,11 @@ function differs(present: Uint8Array, wanted: Uint8Array, start: number, end: nu
   return Buffer.compare(present.subarray(start, end), wanted.subarray(start, end)) !== 0;
 }
 
-async function openForWriting(path: string, kind: "file" | "device"): Promise<PositionalFile> {
+async function openForWriting(path: string): Promise<PositionalFile> {
   try {
     // On a block device of Linux O_EXCL claims it for as long as it is open: EBUSY when it is
-    // mounted or part of something.
-    return await PositionalFile.open(path, constants.O_RDWR | (kind === "device" ? constants.O_EXCL : 0));
+    // mounted or part of something. Of a file that exists it asks nothing.
+    return await PositionalFile.open(path, constants.O_RDWR | constants.O_EXCL);
   } catch (error) {
     if (systemCode(error) === "EBUSY") {
       throw new TidemarkError("TARGET_FAILED", `the block device ${path} is mounted or in use`, {
@@ -246,15 +248,16 @@ async function openForWriting(path: string, kind: "file" | "device"): Promise<Po
   }
 }
 
-async function refuseTooSmall(file: PositionalFile, plan: TargetImage): Promise<void> {
+/** Errors: TARGET_TOO_SMALL. */
+export async function refuseTooSmall(file: PositionalFile, path: string, volumeBytes: number): Promise<void> {
   const targetBytes = await deviceBytes(file);
-  if (targetBytes >= plan.volumeBytes) return;
+  if (targetBytes >= volumeBytes) return;
   throw new TidemarkError(
     "TARGET_TOO_SMALL",
-    `the target ${plan.path} has ${String(targetBytes)} bytes, the volume ${String(plan.volumeBytes)}`,
+    `the target ${path} has ${targetBytes} bytes, the volume ${volumeBytes}`,
     {
       remedy: "name a larger device",
-      detail: { target: plan.path, targetBytes, volumeBytes: plan.volumeBytes },
+      detail: { target: path, targetBytes, volumeBytes },
     },
   );
 }

@@ -10,7 +10,7 @@
 import { constants } from "node:fs";
 import { allocatedExtents } from "../../disk/source/holes.ts";
 import { fileError, PositionalFile } from "../../disk/source/positional-file.ts";
-import { differingRuns } from "./in-place-target.ts";
+import { differingRuns, refuseTooSmall } from "./in-place-target.ts";
 import { type RedoLog, recordBytesMax, type StagedPoint } from "./redo-log.ts";
 import type { RestoreTarget } from "./target.ts";
 
@@ -21,27 +21,31 @@ export class StagedTarget implements RestoreTarget {
   readonly resumeAt = 0;
   readonly #log: RedoLog;
   readonly #staged: StagedPoint;
-  /** The image, when it is compared. */
-  readonly #image: PositionalFile | undefined;
+  readonly #image: PositionalFile;
+  readonly #isCompared: boolean;
   readonly #before: number;
 
-  private constructor(path: string, log: RedoLog, staged: StagedPoint, image: PositionalFile | undefined) {
+  private constructor(path: string, log: RedoLog, staged: StagedPoint, image: PositionalFile, isCompared: boolean) {
     this.description = path;
     this.#log = log;
     this.#staged = staged;
     this.#image = image;
+    this.#isCompared = isCompared;
     this.#before = log.bytesWritten;
   }
 
   /**
    * Stages `staged` for the image at `path`. `isCompared`: nothing is known of its content, so
-   * every range is given and compared. Errors: TARGET_FAILED, ACCESS_REFUSED.
+   * every range is given and compared. Errors: TARGET_FAILED, TARGET_TOO_SMALL, ACCESS_REFUSED.
    */
   static async open(path: string, log: RedoLog, staged: StagedPoint, isCompared: boolean): Promise<StagedTarget> {
+    let image: PositionalFile | undefined;
     try {
-      const image = isCompared ? await PositionalFile.open(path, constants.O_RDONLY) : undefined;
-      return new StagedTarget(path, log, staged, image);
+      image = await PositionalFile.open(path, constants.O_RDONLY);
+      if ((await image.stat()).isBlockDevice()) await refuseTooSmall(image, path, staged.volumeBytes);
+      return new StagedTarget(path, log, staged, image, isCompared);
     } catch (error) {
+      await image?.close();
       throw failed(path, error);
     }
   }
@@ -51,22 +55,20 @@ export class StagedTarget implements RestoreTarget {
   }
 
   async write(offset: number, bytes: Uint8Array): Promise<void> {
-    if (this.#image === undefined) await this.#log.write(offset, bytes);
-    else await this.#compare(this.#image, offset, bytes);
+    if (this.#isCompared) await this.#compare(offset, bytes);
+    else await this.#log.write(offset, bytes);
   }
 
   async zero(offset: number, length: number): Promise<void> {
-    const image = this.#image;
-    if (image === undefined) {
+    if (!this.#isCompared) {
       await this.#log.zero(offset, length);
       return;
     }
     const end = offset + length;
-    const { fd } = image;
-    for (const extent of allocatedExtents(fd, end, offset) ?? [{ offset, length }]) {
+    for (const extent of allocatedExtents(this.#image.fd, end, offset) ?? [{ offset, length }]) {
       const extentEnd = Math.min(end, extent.offset + extent.length);
       for (let at = Math.max(offset, extent.offset); at < extentEnd; at += recordBytesMax)
-        await this.#compare(image, at, zeros.subarray(0, Math.min(recordBytesMax, extentEnd - at)));
+        await this.#compare(at, zeros.subarray(0, Math.min(recordBytesMax, extentEnd - at)));
     }
   }
 
@@ -76,12 +78,12 @@ export class StagedTarget implements RestoreTarget {
   }
 
   async finish(): Promise<void> {
-    await this.#image?.close();
+    await this.abandon();
     await this.#log.mark(this.#staged);
   }
 
   async abandon(): Promise<void> {
-    await this.#image?.close();
+    await this.#image.close();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -89,12 +91,12 @@ export class StagedTarget implements RestoreTarget {
   }
 
   /** Stages the granules of `wanted` that the image does not have. Behind its end it has zeros. */
-  async #compare(image: PositionalFile, offset: number, wanted: Uint8Array): Promise<void> {
+  async #compare(offset: number, wanted: Uint8Array): Promise<void> {
     for (let from = 0; from < wanted.byteLength; from += recordBytesMax) {
       const piece = wanted.subarray(from, from + recordBytesMax);
       const present = new Uint8Array(piece.byteLength);
       try {
-        await image.read(offset + from, present);
+        await this.#image.read(offset + from, present);
       } catch (error) {
         throw failed(this.description, error);
       }

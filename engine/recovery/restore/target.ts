@@ -62,7 +62,8 @@ export interface RestoreTarget extends AsyncDisposable {
 export interface TargetImage {
   /** Absolute path, links resolved. */
   readonly path: string;
-  readonly format: ImageFormat;
+  /** Undefined: what is changed in place keeps its form. */
+  readonly format: ImageFormat | undefined;
   readonly volumeBytes: number;
   readonly vaultId: string;
   readonly point: string;
@@ -70,6 +71,8 @@ export interface TargetImage {
   readonly clock: () => number;
   /** What is written in place differs from what is there, and need not be compared. Default: false. */
   readonly isKnownToDiffer?: boolean | undefined;
+  /** Called when nothing refuses an image that is changed in place, before the first change to it. */
+  readonly beforeChange?: (() => Promise<void>) | undefined;
 }
 
 /** The error for a file or blob that exists already. */

@@ -22,14 +22,13 @@ import type { Sink } from "../../sink.ts";
 import { openBlobTarget } from "./blob-target.ts";
 import { FileTarget } from "./file-target.ts";
 import { InPlaceTarget } from "./in-place-target.ts";
-import type { ImageFormat, MaterializeMode, RestoreTarget, TargetImage } from "./target.ts";
+import type { MaterializeMode, RestoreTarget, TargetImage } from "./target.ts";
 import { targetExists } from "./target.ts";
 import { vhdDiskBytes, vhdFileDiskBytesMax, vhdTooLarge } from "./vhd.ts";
 
-export interface OpenTargetOptions {
+export interface OpenTargetOptions extends Pick<TargetImage, "format" | "isKnownToDiffer" | "beforeChange"> {
   /** Path of a file or block device, or `blob:NAME`. */
   readonly to: string;
-  readonly format: ImageFormat;
   readonly mode: MaterializeMode;
   readonly volumeBytes: number;
   readonly vaultId: string;
@@ -44,8 +43,6 @@ export interface OpenTargetOptions {
   /** Permissions of the file that the disk was last replicated from. Default: 0600. */
   readonly sourceMode?: number | undefined;
   readonly overwriteSource: boolean;
-  /** As `TargetImage.isKnownToDiffer`. */
-  readonly isKnownToDiffer?: boolean | undefined;
   /** Monotonic milliseconds for the pace of checkpoints. Default: `performance.now`. */
   readonly clock?: (() => number) | undefined;
   /** Ends calls to the store. */
@@ -66,16 +63,8 @@ export async function openTarget(options: OpenTargetOptions): Promise<RestoreTar
     throw vhdTooLarge(options.volumeBytes, vhdFileDiskBytesMax);
   }
   const found = await look(options.to);
-  const plan: TargetImage = {
-    path: found.path,
-    format: options.format,
-    volumeBytes: options.volumeBytes,
-    vaultId: options.vaultId,
-    point: options.point,
-    pointTimeMs: options.pointTimeMs ?? 0,
-    clock: options.clock ?? (() => performance.now()),
-    isKnownToDiffer: options.isKnownToDiffer,
-  };
+  const { pointTimeMs = 0, clock = () => performance.now() } = options;
+  const plan: TargetImage = { ...options, path: found.path, pointTimeMs, clock };
   if (found.stats === undefined) {
     if (options.mode === "in-place") throw nothingInPlace(options.to);
     await refuseBelowDev(options.to, found.path);
@@ -84,7 +73,7 @@ export async function openTarget(options: OpenTargetOptions): Promise<RestoreTar
   refuseWrongKind(options, found.path, found.stats);
   refuseSource(options, identityFrom(found.path, found.stats));
   const isDevice = found.stats.isBlockDevice();
-  if (options.mode === "in-place") return InPlaceTarget.open(plan, isDevice ? "device" : "file");
+  if (options.mode === "in-place") return InPlaceTarget.open(plan);
   if (options.mode === "create" || isDevice) throw targetExists(options.to, isDevice);
   return FileTarget.open(plan, { replaces: true, mode: Number(found.stats.mode) & 0o777 });
 }

@@ -88,25 +88,23 @@ export async function removeClaim(place: DiskPlace, run: string): Promise<void> 
   const { store, vault, disk, signal } = place;
   const there = await findClaim(place);
   if (there === undefined || there.claim.run !== run || there.claim.place !== null) return;
-  if (there.claim.disabled !== null) return;
-  const { former } = there.claim;
-  if (former === null) await store.delete(claimName(disk), { signal });
-  else await swapClaim(place, { vault, disk, run: former.run, place: former, former: null, disabled: null }, there);
+  const { former, disabled } = there.claim;
+  if (former === null && disabled === null) await store.delete(claimName(disk), { signal });
+  else await swapClaim(place, { vault, disk, run: former?.run ?? null, place: former, former: null, disabled }, there);
 }
 
 /**
  * Keeps all writers off the disk from now on, and says why. `run` ends a failover that has the disk.
- * Idempotent. Errors: WRITER_ACTIVE when a run has the disk that is not `run`, DAMAGED.
+ * Idempotent. Errors: WRITER_ACTIVE when another run than `run` has or had the disk, DAMAGED.
  */
 export async function disableByClaim(place: DiskPlace, reason: DisableReason, run: string | null): Promise<void> {
   const { vault, disk } = place;
   const there = await findClaim(place);
   if (there !== undefined && there.claim.disabled !== null) return;
-  if (there !== undefined && there.claim.place === null && there.claim.run !== run)
-    throw claimed(disk, there.claim.run);
-  const { run: former = null, place: settled = null } = there?.claim ?? {};
+  if (there !== undefined && there.claim.run !== run) throw claimed(disk, there.claim.run);
+  const { place: settled = null, former = null } = there?.claim ?? {};
   const disabled = { reason, timeMs: Date.now() };
-  await swapClaim(place, { vault, disk, run: run ?? former, place: settled, former: null, disabled }, there);
+  await swapClaim(place, { vault, disk, run, place: settled, former, disabled }, there);
 }
 
 /**
@@ -138,11 +136,16 @@ export async function restoreClaim(place: DiskPlace, former: ClaimDocument | und
   else await swapClaim(place, former, there);
 }
 
-/** Lets writers back to the place that the disk had when it was disabled. Gives whether it was. */
+/**
+ * Lets writers back to where they were let when the disk was disabled; after a migration, everywhere.
+ * Gives whether it was disabled.
+ */
 export async function enableByClaim(place: DiskPlace): Promise<boolean> {
   const there = await findClaim(place);
   if (there === undefined || there.claim.disabled === null) return false;
-  if (there.claim.place !== null) await swapClaim(place, { ...there.claim, disabled: null }, there);
+  const { run, disabled, place: settled } = there.claim;
+  if (settled !== null || (run !== null && disabled.reason === "NotSpecified"))
+    await swapClaim(place, { ...there.claim, disabled: null }, there);
   else await place.store.delete(claimName(place.disk), { signal: place.signal });
   return true;
 }

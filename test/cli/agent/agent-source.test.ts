@@ -35,14 +35,15 @@ it("takes points, stops disks with a last point, starts them again, and says wha
   // What is not in the vault yet keeps a planned failover from being done.
   first.state = { backlogBytes: 4096 };
   await expect(source.stop(web, undefined)).rejects.toMatchObject({ code: "SOURCE_UNREADABLE" });
-  await source.start(web, undefined);
+  // The disk goes on where it is, and can be stopped again.
   await vi.waitFor(() => expect(engine.protection("web")).not.toBe(first));
+  await source.start(web, undefined);
   const second = engine.protection("web");
   second.state = { backlogBytes: 0 };
   second.resting = { path: folder.path("web.img"), point: "0".repeat(32), signature: "4096 modified 1 changed 1" };
   expect(await source.stop(web, undefined)).toEqual([{ disk: "web", ...second.resting }]);
   expect(first.calls).toEqual(expect.arrayContaining(["point", "drain"]));
-  expect(second.calls).toEqual(["drain"]);
+  expect(second.calls).toEqual(["resume", "drain"]);
   await expect(source.stop({ disks: ["nosuch"], group: null }, undefined)).rejects.toMatchObject({
     code: "DISK_NOT_FOUND",
   });

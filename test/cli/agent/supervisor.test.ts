@@ -259,6 +259,31 @@ describe("a stop of one disk", () => {
     expect(supervisor.disk("web").findings[0]?.cause).toContain("512 B of it were not in the vault");
   });
 
+  it("names a disk whose last point is missing, though nothing of it is marked", async () => {
+    const rig = new Rig();
+    const supervisor = await rig.start();
+    const web = rig.engine.protection("web");
+    web.state = { backlogBytes: 0 };
+    web.missed = unreachable();
+    expect(await supervisor.stopDisks({ disk: "web" }, drained)).toMatchObject({ notDrained: ["web"] });
+    await supervisor.resume({ disk: "web" });
+    await settled();
+    rig.engine.protection("web").state = { backlogBytes: 0 };
+    supervisor.pause({ disk: "web" });
+    expect(await supervisor.stopDisks({ disk: "web" }, drained)).toMatchObject({ notDrained: ["web"] });
+  });
+
+  it("names a disk that was never protected", async () => {
+    const rig = new Rig();
+    rig.engine.fail("protect web", ...Array.from({ length: 9 }, unreachable));
+    const supervisor = await rig.start();
+    expect(await supervisor.stopDisks({ disk: "web" }, drained)).toEqual({
+      disks: ["web"],
+      notDrained: ["web"],
+      resting: [],
+    });
+  });
+
   it("is undone by resume, which waits for its end and protects the disk once", async () => {
     const rig = new Rig();
     const supervisor = await rig.start();

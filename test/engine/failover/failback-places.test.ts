@@ -197,6 +197,24 @@ test("a block device gets what differs, and is then the disk and no replica", as
   expect(await vault.replicas.list()).toEqual([]);
 });
 
+test("a device that is too small for the disk is refused before the disk is stopped", async ({ skip }) => {
+  writeFileSync(path("backing"), Buffer.alloc(diskBytes / 2));
+  const loop = attachLoop(path("backing"));
+  if ("reason" in loop) return skip(loop.reason);
+  onTestFinished(() => loop.detach());
+  const protection = await protect("web");
+  await protection.point();
+  await protection.stop({ drain: true });
+  const to = `file:${path("new.img")}`;
+  const { run } = await vault.failovers.start({ kind: "unplanned", disks: ["web"], to });
+  await vault.failovers.commit({ run });
+  await vault.failovers.reprotect({ run });
+  await expectCode(vault.failovers.failback({ run, to: [loop.path] }), "TARGET_TOO_SMALL");
+  const [back] = await vault.failovers.list();
+  expect(back?.state).toBe("ResynchronizationFailed");
+  expect(await vault.failovers.cancel({ run: back?.run ?? "" })).toMatchObject({ state: "Protected", leftovers: [] });
+});
+
 test("a device keeps the name that it was given, and is one place under all its names", async ({ skip }) => {
   writeFileSync(path("web.img"), sampleDisk(diskBytes, 1).bytes);
   writeFileSync(path("backing"), Buffer.alloc(diskBytes));

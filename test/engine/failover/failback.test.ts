@@ -2,11 +2,13 @@
  * The way back of a disk that has moved: what the old image holds, what is fetched for it, and what
  * a cancel leaves.
  */
-import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { constants, existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from "vitest";
-import { FileVolume } from "../../../engine/disk/source/file-volume.ts";
+import { PositionalFile } from "../../../engine/disk/source/positional-file.ts";
 import type { SourceSite } from "../../../engine/failover/source.ts";
+import { lockTarget } from "../../../engine/recovery/restore/target.ts";
+import { fixedVhdFooter, openImage } from "../../../engine/recovery/restore/vhd.ts";
 import type { Vault } from "../../../engine/vault.ts";
 import { MemorySink, type MemorySnapshot, MemoryStore } from "../../../sink/memory.ts";
 import { closeModelVaults, openModelVault, sampleDisk } from "../../model-disk.ts";
@@ -47,7 +49,7 @@ function write(name: string, fill: number, from: number, end: number): void {
 }
 
 async function replicate(name: string): Promise<void> {
-  const volume = await FileVolume.open(path(name));
+  const volume = await openImage(path(name));
   await vault.replicate({ disk: "web", volume });
   await volume.close();
 }
@@ -156,6 +158,41 @@ describe("a failback", () => {
     await replicate("new.img");
     await vault.failovers.failback({ run, to: [path("old.img")] });
     expect(sameAsNew("old.img")).toBe(true);
+  });
+
+  test("that cannot write the old image is cancelled, which leaves the image untouched", async () => {
+    const run = await moved();
+    const before = readFileSync(path("old.img"));
+    const busy = await PositionalFile.open(path("old.img"), constants.O_RDWR);
+    lockTarget(busy, path("old.img"));
+    await expectCode(vault.failovers.failback({ run, to: [path("old.img")] }), "TARGET_FAILED");
+    const [found] = await vault.failovers.list();
+    expect(found?.state).toBe("PlannedFailoverCompletionFailed");
+    const over = await vault.failovers.cancel({ run: found?.run ?? "" });
+    expect(over).toMatchObject({ state: "Protected", activeLocation: "Recovery", leftovers: [] });
+    await busy.close();
+    expect(readFileSync(path("old.img")).equals(before)).toBe(true);
+    expect(readdirSync(folder).sort()).toEqual(["new.img", "old.img"]);
+    await replicate("new.img");
+  });
+
+  test("brings an old image up that is a fixed VHD, and it stays one", async () => {
+    const vhdBytes = 602_112; // not padded to a MiB, as other programs make them
+    const footer = fixedVhdFooter({ diskBytes: vhdBytes, uuid: new Uint8Array(16).fill(7), createdMs: 0 });
+    writeFileSync(path("old.vhd"), Buffer.concat([sampleDisk(vhdBytes, 1).bytes, footer]));
+    await replicate("old.vhd");
+    const source = { kind: "image", path: path("old.vhd") } as const;
+    const move = { kind: "planned", disks: ["web"], to: `file:${path("new.img")}`, source } as const;
+    const { run } = await vault.failovers.start(move);
+    await vault.failovers.commit({ run });
+    await vault.failovers.reprotect({ run });
+    write("new.img", 0xaa, 40_000, 60_000);
+    const back = await vault.failovers.failback({ run, to: [path("old.vhd")] });
+    expect(back).toMatchObject({ state: "PlannedFailoverCompleted", disks: [{ complete: true }] });
+    expect(back.bytesWritten).toBeLessThan(65_000);
+    expect(readFileSync(path("old.vhd")).equals(Buffer.concat([readFileSync(path("new.img")), footer]))).toBe(true);
+    await vault.failovers.commit({ run: back.run });
+    expect(await vault.failovers.reprotect({ run: back.run })).toMatchObject({ activeLocation: "Primary" });
   });
 
   test("refuses what is no image of the disk's, and a run whose disks are elsewhere", async () => {

@@ -395,6 +395,29 @@ describe("a planned failover", () => {
     await expectCode(vault.replicate({ disk: "web", volume: disk }), "WRITER_ACTIVE");
   });
 
+  test("is not done when its vault lacks the agent's last point, and the disk goes on there", async () => {
+    const calls: string[] = [];
+    const signature = "4096 modified 1 changed 1";
+    const openAgent = (): SourceSite => ({
+      point: async () => await Promise.resolve(),
+      stop: async () => await Promise.resolve([{ disk: "web", path: "/web.img", point: "0".repeat(32), signature }]),
+      start: async ({ disks }) => {
+        calls.push(`start ${disks.join(" ")}`);
+        await Promise.resolve();
+      },
+    });
+    const start = vault.failovers.start({
+      kind: "planned",
+      disks: ["web"],
+      to: `file:${path("t.img")}`,
+      source: { kind: "agent", path: "/run/a.sock" },
+      openAgent,
+    });
+    expect((await expectCode(start, "SOURCE_UNREADABLE")).message).toContain("another vault");
+    expect(calls).toEqual(["start web"]);
+    await vault.replicate({ disk: "web", volume: disk });
+  });
+
   test("is not done when the agent cannot bring the disk to rest, and is cancelled without a loss", async () => {
     const calls: string[] = [];
     const gone = new MemorySink();

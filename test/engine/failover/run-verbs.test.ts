@@ -6,6 +6,7 @@ import { existsSync, mkdirSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from "vitest";
+import { FileVolume } from "../../../engine/disk/source/file-volume.ts";
 import { TidemarkError } from "../../../engine/errors.ts";
 import type { RunSummary } from "../../../engine/failover/run-summary.ts";
 import type { Notice } from "../../../engine/notice.ts";
@@ -132,6 +133,25 @@ describe("a failover that is neither committed nor cancelled", () => {
     expect(await vault.failovers.show(run)).toMatchObject({ health: "Critical" });
   });
 
+  test("stays when it gets more time while another one is ended", async () => {
+    await vault.replicate({ disk: "db", volume: disk });
+    const ending = { action: "rollback", afterMs: 3_600_000 } as const;
+    const runs = new Map<string, string>();
+    for (const name of ["web", "db"]) {
+      const to = `file:${path(`${name}.img`)}`;
+      runs.set((await vault.failovers.start({ kind: "unplanned", disks: [name], to, ending })).run, name);
+    }
+    vi.useFakeTimers({ now: Date.now() + 3_600_001, toFake: ["Date"] });
+    const chosen: string[] = [];
+    const release = async (first: string): Promise<void> => {
+      for (const run of runs.keys())
+        if (run !== first && chosen.push(run) === 1) await vault.failovers.changePoint({ run, point: "latest" });
+    };
+    const ended = await vault.failovers.carryOutDue({ server: { release } });
+    expect(ended).toHaveLength(1);
+    expect(await vault.failovers.show(chosen[0] ?? "")).toMatchObject({ state: "ChangeRecoveryPointCompleted" });
+  });
+
   test("is refused a time that is none", async () => {
     await expectCode(unplanned({ action: "commit", afterMs: 0 }), "INVALID_ARGUMENT");
     expect(await vault.failovers.list()).toEqual([]);
@@ -162,6 +182,21 @@ describe("a completed migration", () => {
     await vault.failovers.enable({ disk: "web" });
     await expectCode(vault.failovers.enable({ disk: "web" }), "INVALID_ARGUMENT");
     await vault.replicate({ disk: "web", volume: disk });
+  });
+
+  test("of a run whose disk another one has is refused", async () => {
+    const run = await unplanned();
+    await vault.failovers.commit({ run });
+    await removeFolder(path("t.img"));
+    await expectCode(vault.failovers.reprotect({ run }), "SOURCE_NOT_FOUND");
+    const to = `file:${path("second.img")}`;
+    const second = await vault.failovers.start({ kind: "unplanned", disks: ["web"], to });
+    await vault.failovers.commit({ run: second.run });
+    await vault.failovers.reprotect({ run: second.run });
+    await expectCode(vault.failovers.completeMigration({ run }), "WRITER_ACTIVE");
+    const there = await FileVolume.open(path("second.img"));
+    await vault.replicate({ disk: "web", volume: there });
+    await there.close();
   });
 
   test("of a committed failover goes the same way", async () => {
@@ -259,5 +294,34 @@ describe("a disabled disk", () => {
     await expectCode(vault.replicate({ disk: "web", volume: disk }), "WRITER_ACTIVE");
     await vault.failovers.cancel({ run });
     await expectCode(vault.replicate({ disk: "web", volume: disk }), "WRITER_ACTIVE");
+    await vault.failovers.enable({ disk: "web" });
+    await vault.replicate({ disk: "web", volume: disk });
   });
+
+  test.each([
+    ["open", "cancel"],
+    ["cancelled", "enable"],
+  ])(
+    "that is enabled again is nowhere but where it was, after a forced end of a failover that is %s",
+    async (_, first) => {
+      const { run } = await vault.failovers.start({
+        kind: "unplanned",
+        disks: ["web"],
+        to: `file:${path("there.img")}`,
+      });
+      await vault.failovers.commit({ run });
+      await vault.failovers.reprotect({ run });
+      const next = await unplanned();
+      await vault.failovers.disable({ disk: "web", force: true });
+      const cancel = async (): Promise<unknown> => await vault.failovers.cancel({ run: next });
+      if (first === "enable") await cancel();
+      await vault.failovers.enable({ disk: "web" });
+      await expectCode(vault.replicate({ disk: "web", volume: disk }), "WRITER_ACTIVE");
+      if (first === "cancel") await cancel();
+      await expectCode(vault.replicate({ disk: "web", volume: disk }), "WRITER_ACTIVE");
+      const there = await FileVolume.open(path("there.img"));
+      await vault.replicate({ disk: "web", volume: there });
+      await there.close();
+    },
+  );
 });
