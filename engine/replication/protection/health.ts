@@ -259,10 +259,7 @@ const rules: readonly Rule[] = [
     return {
       level: count >= healthLimits.cutsAbandonedCriticalInARow ? "Critical" : "Warning",
       code: "CUT_ABANDONED",
-      cause:
-        count === 1
-          ? "the last cut was given up: old content could not be kept"
-          : `the last ${count} cuts were given up: old content could not be kept`,
+      cause: `old content of the last ${count === 1 ? "cut" : `${count} cuts`} could not be kept`,
       remedy: "give more room for preserved content, or more bandwidth so that a cut is captured sooner",
     };
   },

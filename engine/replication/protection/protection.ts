@@ -11,6 +11,7 @@
 import assert from "node:assert/strict";
 import { now } from "../../clocks.ts";
 import type { BlockDevice } from "../../device.ts";
+import { fileError } from "../../disk/source/positional-file.ts";
 import type { ProtectedDisk } from "../../disk/tracking/protected-disk.ts";
 import { TidemarkError, throwIfAborted } from "../../errors.ts";
 import type { Notice } from "../../notice.ts";
@@ -327,7 +328,11 @@ export class Protection implements AsyncDisposable {
       return await this.#perform(step);
     } catch (error) {
       await this.#leave();
-      return { kind: "failed", error, isFatal: false };
+      // A failure of the machine, as of one that can open no more files, passes.
+      const isPassing = error instanceof Error && "syscall" in error;
+      const remedy = "look at the limits of this process: `ulimit -a`";
+      const failure = { code: "INTERNAL", what: "no point can be made", remedy } as const;
+      return { kind: "failed", error: isPassing ? fileError(error, failure) : error, isFatal: false };
     }
   }
 

@@ -16,12 +16,17 @@ import { committedPoints, contentOf, ModelDisk, openModelVault } from "../../../
 import { expectCode, namesIn } from "../../../sink/expectations.ts";
 import { type Machine, machineForEachTest, type ProtectedImage } from "./protection-rig.ts";
 
-const pretended = vi.hoisted((): { identity: Partial<ProcessIdentity> } => ({ identity: {} }));
+const pretended = vi.hoisted((): { identity: Partial<ProcessIdentity>; failure?: Error | undefined } => ({
+  identity: {},
+}));
 vi.mock(import("../../../../engine/store/points/process-identity.ts"), async (importOriginal) => {
   const original = await importOriginal();
   return {
     ...original,
-    identifyProcess: async () => ({ ...(await original.identifyProcess()), ...pretended.identity }),
+    identifyProcess: async () => {
+      if (pretended.failure !== undefined) throw pretended.failure;
+      return { ...(await original.identifyProcess()), ...pretended.identity };
+    },
   };
 });
 
@@ -36,6 +41,7 @@ machineForEachTest((fresh) => {
 });
 afterEach(() => {
   pretended.identity = {};
+  pretended.failure = undefined;
 });
 
 /** Two points: the first compares, the second is of a cut. */
@@ -203,6 +209,22 @@ test("a session begins also when the process can open no file at that moment", a
   await disk.write(0, contentOf(10_000, 2));
   await disk.point();
   expect(disk.failures).toEqual([]);
+});
+
+test("a failure of the machine costs a cycle and not the protection", async () => {
+  await beginWith(10_000);
+  disk.protection.pause();
+  await disk.next((event) => event.kind === "state" && event.state === "paused");
+  pretended.failure = Object.assign(new Error("EMFILE: too many open files"), { code: "EMFILE", syscall: "open" });
+  const failed = disk.nextFailure("INTERNAL");
+  await disk.write(0, contentOf(10_000, 2));
+  disk.protection.resume();
+  const asked = disk.protection.point();
+  await failed;
+  pretended.failure = undefined;
+  await asked;
+  expect(disk.protection.status()).toMatchObject({ state: "protecting" });
+  await disk.checkNewest();
 });
 
 describe("room for old content", () => {
