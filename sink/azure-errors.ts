@@ -4,10 +4,10 @@
  *
  * A failed request is first classified; the class decides whether it may be sent again:
  *
- *   refused the server has given a final answer: throw the error undone the request was certainly
- *   not executed (no connection, 408, 429, 503): send any call again uncertain the request may have
- *   been executed, or may be executed later (500, reset, time-out): send only idempotent calls
- *   again
+ *     refused     the server has given a final answer: throw the error
+ *     undone      it was certainly not executed (no connection, 408, 429, 503): send any call again
+ *     uncertain   it was executed perhaps, or will be (500, reset, time-out): send only idempotent
+ *                 calls again
  *
  * "A definite outcome is only a status of 100 to 499 or 503" is Azure's own rule (Put Page, "Using
  * the Page Blob Sequence Number to Retry Requests").
