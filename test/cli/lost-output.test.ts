@@ -1,7 +1,7 @@
 /** Output that cannot be written costs the output, not the work. */
 import { existsSync, writeFileSync } from "node:fs";
 import process from "node:process";
-import { describe, expect, it } from "vitest";
+import { describe, expect, it, vi } from "vitest";
 import { NbdVolume } from "../../engine/index.ts";
 import { byDepth } from "../depth.ts";
 import { writeImage } from "./images.ts";
@@ -28,8 +28,8 @@ describe.runIf(isLinux)("a stdout that is full", () => {
     writeFileSync(place.path("a.img"), Buffer.alloc(1024 * 1024, 7));
     const words = ["protect", "a.img", "--disk", "a", "--vault", "dir:vault", "--listen", "unix:s", "--cycle", "1s"];
     const running = place.start([...words, "--json"], {}, toFull);
-    await expect.poll(() => existsSync(place.path("s")), { timeout: 20_000 }).toBe(true);
-    const volume = await NbdVolume.open(`nbd+unix:///a?socket=${place.path("s")}`, {});
+    const uri = `nbd+unix:///a?socket=${place.path("s")}`;
+    const volume = await vi.waitFor(async () => await NbdVolume.open(uri, {}), { timeout: 20_000 });
     const bytes = new Uint8Array(4096);
     // Longer than the time between two lines of status.
     for (let read = 0; read < 3; read += 1) {
