@@ -67,8 +67,8 @@ class Threads {
         new Piscina({
           filename: import.meta.resolve("#worker"),
           name: "run",
-          // Piscina requires the module before it imports it. Node aborts the process where it ends
-          // while a thread requires a module of this kind, so none can.
+          // Piscina tries `require` before `import`. Node aborts a process that ends while a thread
+          // requires an ES module; with this flag such a `require` fails at once.
           execArgv: ["--no-experimental-require-module"],
           minThreads: workers,
           maxThreads: workers,

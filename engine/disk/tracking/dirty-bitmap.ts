@@ -3,7 +3,7 @@
  * take memory from their first mark on, a count of marks for each region of 4 MiB, and one bit for
  * each region with a count above zero.
  *
- *     granule bits    1 bit / 4 KiB      1 TiB of disk: 32 MiB when all of it was marked, 4 KiB / 128 MiB
+ *     granule bits    1 bit / 4 KiB      1 TiB of disk: 4 KiB for each 128 MiB that was ever marked, 32 MiB at most
  *     region counts   2 bytes / 4 MiB                   512 KiB
  *     region bits     1 bit / 4 MiB                      32 KiB
  *
@@ -61,7 +61,7 @@ export class DirtyBitmap {
     return this.#count;
   }
 
-  /** Marks every granule that [offset, offset + length) touches. Allocates nothing. */
+  /** Marks every granule that [offset, offset + length) touches. Allocates at the first mark of a block only. */
   mark(offset: number, length: number): void {
     const end = offset + length;
     assert(offset >= 0 && length >= 0 && end <= this.#sizeBytes, "the range lies outside of the disk");

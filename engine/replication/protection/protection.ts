@@ -328,7 +328,7 @@ export class Protection implements AsyncDisposable {
       return await this.#perform(step);
     } catch (error) {
       await this.#leave();
-      // A failure of the machine, as of one that can open no more files, passes.
+      // A system call failed, as when no more files can be opened: that passes.
       const isPassing = error instanceof Error && "syscall" in error;
       const remedy = "look at the limits of this process: `ulimit -a`";
       const failure = { code: "INTERNAL", what: "no point can be made", remedy } as const;

@@ -383,6 +383,8 @@ describe("an unplanned failover", () => {
 });
 
 describe("a planned failover", () => {
+  const planned = { kind: "planned", disks: ["web"], source: { kind: "agent", path: "/run/a.sock" } } as const;
+
   test("takes what was written last along, and asks for the source", async () => {
     writeFileSync(path("source.img"), disk.bytes);
     mkdirSync(path("there"));
@@ -406,13 +408,7 @@ describe("a planned failover", () => {
         await Promise.resolve();
       },
     });
-    const start = vault.failovers.start({
-      kind: "planned",
-      disks: ["web"],
-      to: `file:${path("t.img")}`,
-      source: { kind: "agent", path: "/run/a.sock" },
-      openAgent,
-    });
+    const start = vault.failovers.start({ ...planned, to: `file:${path("t.img")}`, openAgent });
     expect((await expectCode(start, "SOURCE_UNREADABLE")).message).toContain("another vault");
     expect(calls).toEqual(["start web"]);
     await vault.replicate({ disk: "web", volume: disk });
@@ -433,13 +429,7 @@ describe("a planned failover", () => {
         await gone.getObject("absent", 1);
       },
     });
-    const start = vault.failovers.start({
-      kind: "planned",
-      disks: ["web"],
-      to: `file:${path("t.img")}`,
-      source: { kind: "agent", path: "/run/a.sock" },
-      openAgent,
-    });
+    const start = vault.failovers.start({ ...planned, to: `file:${path("t.img")}`, openAgent });
     await expectCode(start, "VAULT_NOT_FOUND");
     const [run] = await vault.failovers.list();
     expect(run).toMatchObject({ state: "PlannedFailoverFailed", allowedOperations: ["CancelFailover", "Resume"] });

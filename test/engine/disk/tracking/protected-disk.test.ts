@@ -269,13 +269,7 @@ describe("an exact cut", () => {
   });
 
   it("stays when old content cannot be kept that has been captured meanwhile", async () => {
-    const { disk, device } = open();
-    await disk.write(0, granule(1));
-    const cut = await disk.cut(exact);
-    device.isPrompt = false;
-    const writing = disk.write(0, granule(2));
-    await quiet();
-    const [keeping] = device.pending;
+    const { disk, device, cut, writing, keeping } = await overwritten();
     device.isPrompt = true;
     expect(await content(cut)).toEqual(granule(1));
     keeping?.fail(new TidemarkError("SOURCE_UNREADABLE", "broken"));
@@ -297,16 +291,10 @@ describe("an exact cut", () => {
   });
 
   it("that is abandoned while a write keeps old content holds up neither the write nor the next cut", async () => {
-    const { disk, device } = open();
-    await disk.write(0, granule(1));
-    const cut = await disk.cut(exact);
-    device.isPrompt = false;
-    const writing = disk.write(0, granule(2));
-    await quiet();
-    const read = device.pending[0];
+    const { disk, device, cut, writing, keeping } = await overwritten();
     cut.abandon();
     device.isPrompt = true;
-    while (read !== undefined && device.pending.includes(read)) read.step();
+    while (keeping !== undefined && device.pending.includes(keeping)) keeping.step();
     await writing;
     expect(device.bytes[0]).toBe(2);
     const next = await disk.cut(exact);
@@ -534,6 +522,24 @@ function open(options: Partial<Omit<ProtectedDiskOptions, "backing">> & { readon
     ...given,
   });
   return { disk, device, tracking };
+}
+
+/** An exact cut of one granule, and a write to it, which is reading the old content that it has to keep. */
+async function overwritten(): Promise<
+  Opened & {
+    readonly cut: Cut;
+    readonly writing: Promise<void>;
+    readonly keeping: ModelDevice["pending"][number] | undefined;
+  }
+> {
+  const opened = open();
+  const { disk, device } = opened;
+  await disk.write(0, granule(1));
+  const cut = await disk.cut(exact);
+  device.isPrompt = false;
+  const writing = disk.write(0, granule(2));
+  await quiet();
+  return { ...opened, cut, writing, keeping: device.pending[0] };
 }
 
 function granule(fill: number): Buffer {
