@@ -41,9 +41,14 @@ export function securing({ key, cert, ca }: NbdTls): Secure {
  * refuses untrusted clients by itself. Undefined when it refuses, or when the client leaves.
  */
 function secured(socket: Socket, options: Parameters<typeof createServer>[0]): Promise<TLSSocket | undefined> {
+  // The answer to the client may have failed, and its `close` been told already.
+  if (socket.destroyed) return Promise.resolve(undefined);
   return new Promise((resolve) => {
-    const judge = createServer({ ...options, allowHalfOpen: true });
+    // Until the handshake is over, a client that ends its side has left.
+    socket.allowHalfOpen = false;
+    const judge = createServer(options);
     judge.once("secureConnection", (secure) => {
+      secure.allowHalfOpen = true;
       secure.on("error", () => secure.destroy());
       resolve(secure);
     });

@@ -94,6 +94,36 @@ describe.skipIf(missing !== undefined)(`over TLS${missing === undefined ? "" : `
     await expect.poll(() => tlsServer.connections).toBe(0);
   });
 
+  // A client that ends its side sends no hello any more, so nothing is to be waited for.
+  test.each([
+    ["is gone before the answer", (plain: RawClient) => plain.send(optionBytesOf(option.startTls)), "destroy"],
+    ["is gone after the answer", async (plain: RawClient) => plain.ask(option.startTls), "destroy"],
+    ["sends no more", async (plain: RawClient) => plain.ask(option.startTls), "end"],
+  ] as const)("a client that asks for TLS and %s costs no connection", async (_title, ask, ending) => {
+    const tlsServer = await serve(new MemoryDisk(), { tls: server, handshakeMsMax: 3_600_000 });
+    const plain = await RawClient.ready(tlsServer.address);
+    await ask(plain);
+    plain.socket[ending]();
+    await plain.closed;
+    await expect.poll(() => tlsServer.connections).toBe(0);
+  });
+
+  test("a client that sends no more gets the answers that it is owed", async () => {
+    const disk = new MemoryDisk();
+    disk.answersAtOnce = false;
+    const { address } = await serve(disk, { tls: server });
+    const secure = await upgraded(await RawClient.ready(address), client);
+    await secure.ask(option.go, infoQuery("disk"));
+    const release = disk.hold();
+    secure.request({ type: command.read, length: 100_000 });
+    secure.socket.end();
+    await expect.poll(() => disk.underWay).toBe(1);
+    release();
+    expect(await secure.takeReply()).toMatchObject({ error: 0 });
+    expect(await secure.take(100_000)).toHaveLength(100_000);
+    await secure.closed;
+  });
+
   test("keys that do not fit are refused before anybody listens", async () => {
     const listen = { kind: "tcp", host: "127.0.0.1", port: 0 } as const;
     await expect(NbdServer.listen({ listen, tls: { ...server, key: client.key } })).rejects.toMatchObject({
