@@ -305,19 +305,22 @@ export class Effects implements AsyncDisposable {
     await this.#unpin(disk);
   }
 
-  /** From here on the image is a mixture until it is the point. */
   async #apply(disk: string, back: ImageReturn): Promise<void> {
-    await this.#swapMember({ ...this.#member(disk), held: null });
-    const applied = await back.apply();
-    this.#bytesWritten += applied?.bytesWritten ?? 0;
-    if (applied !== undefined) await this.#swapMember({ ...this.#member(disk), held: applied.held });
+    const { held, bytesWritten } = await back.apply(
+      async () => await this.#swapMember({ ...this.#member(disk), held: null, isMixture: true }),
+    );
+    this.#bytesWritten += bytesWritten;
+    await this.#swapMember({ ...this.#member(disk), held, isMixture: undefined });
     await back.discard();
   }
 
   /** Ends an apply that a dead process has begun: without the vault, because all of it is staged. */
   async #endApply(disk: string): Promise<void> {
     const back = this.#returnOf(this.#member(disk));
-    if (await back.isUnderWay()) await this.#apply(disk, back);
+    if (!(await back.isUnderWay())) return;
+    if (await back.isFilled()) await this.#apply(disk, back);
+    // A damaged log: what it has begun ends with a comparison.
+    else await back.discard();
   }
 
   /** Begins an image as the point. What stands there is of an interrupted try, or of another point. */
@@ -406,8 +409,9 @@ export class Effects implements AsyncDisposable {
   async removeTargets(): Promise<void> {
     const { kind, members } = this.#held.document;
     for (const { disk, target } of members) {
-      // An image that is a mixture becomes the point: it is whole afterwards.
       if (kind === "failback") await this.#endApply(disk);
+      // The log was damaged, or another process keeps it where this one does not look.
+      if (this.#member(disk).isMixture === true) await this.#bringBack(disk);
       const member = this.#member(disk);
       const owned = ownedTargetOf(this.#context, this.#held.document, member);
       // Of an image that has gone, a store that went back may hold the pin again.

@@ -93,10 +93,12 @@ export class ImageReturn implements AsyncDisposable {
   }
 
   /**
-   * Writes what is staged to the image. Gives what the image then holds; undefined: nothing is staged.
-   * Errors: TARGET_FAILED, NO_SPACE, DAMAGED.
+   * Writes what is staged to the image. Before the first write `begin` notes that the image is a
+   * mixture from now on. Gives what the image holds at the end. Errors: TARGET_FAILED, NO_SPACE, DAMAGED.
    */
-  async apply(): Promise<{ readonly bytesWritten: number; readonly held: RunMember["held"] } | undefined> {
+  async apply(
+    begin: () => Promise<void>,
+  ): Promise<{ readonly bytesWritten: number; readonly held: RunMember["held"] }> {
     const {
       owned,
       target: { path },
@@ -104,7 +106,7 @@ export class ImageReturn implements AsyncDisposable {
     } = this.#options;
     const log = await this.#openLog();
     const staged = log?.staged;
-    if (log === undefined || staged === undefined) return undefined;
+    if (log === undefined || staged === undefined) throw new TidemarkError("INTERNAL", "nothing is staged");
     const isGood = (await this.isUnderWay()) || (await this.#isUnwritten(log.signature));
     if (!isGood) throw writtenMeanwhile(path);
     const target = await openTarget({
@@ -118,7 +120,10 @@ export class ImageReturn implements AsyncDisposable {
       overwriteSource: true,
       isKnownToDiffer: true,
       // What cannot be written stays untouched: a cancel has nothing to end then.
-      beforeChange: async () => await log.commit(),
+      beforeChange: async () => {
+        await begin();
+        await log.commit();
+      },
       signal,
     });
     try {

@@ -10,7 +10,7 @@
  *
  * A marker says: the image with everything above is this point, whole. It is written after a sync of
  * the data, so all that stands above a marker is durable. What stands behind the last marker is
- * forgotten when the log is opened. The first record says what the image was when the log was begun;
+ * forgotten when the log is opened, before its apply has begun. The first record says what the image was when the log was begun;
  * a log whose image has changed since is thrown away.
  *
  * A record has 40 bytes: magic and kind (8), offset (8), length (8), where its bytes begin in the
@@ -151,8 +151,9 @@ export class RedoLog implements AsyncDisposable {
   }
 
   /**
-   * Opens the log that is there; undefined: there is none with a whole beginning. What stands behind
-   * its last marker is cut off. Errors: TARGET_FAILED, ACCESS_REFUSED.
+   * Opens the log that is there; undefined: there is none with a whole beginning, or its apply has
+   * begun and it is not whole. What stands behind the last marker is cut off before that. Errors:
+   * TARGET_FAILED, ACCESS_REFUSED.
    */
   static async open(base: string): Promise<RedoLog | undefined> {
     const [staged, redo, data] = redoLogNames(base);
@@ -161,11 +162,12 @@ export class RedoLog implements AsyncDisposable {
       const files = await unlessAbsent(openFiles(name, data, constants.O_RDWR));
       if (files === undefined) return undefined;
       const content = await contentOf(files.records);
-      if (content === undefined) {
+      const end = content?.ends.at(-1) ?? 0;
+      if (content === undefined || (name === redo && Number((await files.records.stat()).size) !== end)) {
         await closeFiles(files);
         return undefined;
       }
-      if (name === staged) await files.records.truncate(content.ends.at(-1) ?? 0);
+      if (name === staged) await files.records.truncate(end);
       return new RedoLog(base, files, content);
     });
   }
@@ -382,7 +384,7 @@ async function translated<Result>(name: string, work: () => Promise<Result>): Pr
 
 function damagedLog(name: string, offset: number): TidemarkError {
   return new TidemarkError("DAMAGED", `the redo log ${name} is damaged where it holds byte ${offset} of the image`, {
-    remedy: "remove the log: the image is compared with the vault then",
+    remedy: "run the command again: the image is compared with the vault then",
     detail: { path: name, offset },
   });
 }

@@ -97,6 +97,11 @@ export interface RunMember {
    */
   readonly held: { readonly point: string; readonly signature: string | null } | null;
   /**
+   * Of a failback, from the first write to the old image until it is the point: without its redo log
+   * no cancel leaves the image as it is.
+   */
+  readonly isMixture?: boolean | undefined;
+  /**
    * The image from which a planned failover took the disk: it held this point when it had this
    * quiescence signature. A failback to it begins there. Null: not known.
    */
@@ -301,6 +306,7 @@ function readMember(fields: Fields): RunMember {
       point: held.text("point", hex32),
       signature: held.textOrNull("signature", longText),
     })),
+    ...(fields.has("isMixture") ? { isMixture: fields.boolean("isMixture") } : {}),
     origin: fields.has("origin")
       ? fields.nestedOrNull("origin", (origin) => ({
           path: origin.text("path", longText),

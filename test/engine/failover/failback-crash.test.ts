@@ -103,9 +103,16 @@ async function resume(): Promise<void> {
   expect(await namesIn(new MemorySink({ store: memory }), "disks/web/pins/")).toEqual([]);
 }
 
+/** What the run says of the old image. */
+async function isMixture(name: string): Promise<boolean> {
+  const sink = await modelSink(new MemorySink({ store: memory }));
+  const { bytes } = await sink.getObject(`failover/runs/${name}`, 100_000);
+  return decodeRun(bytes, `failover/runs/${name}`, vault.id).members[0]?.isMixture === true;
+}
+
 async function cancel(): Promise<void> {
   const found = (await vault.failovers.list()).find(({ kind }) => kind === "failback");
-  const hasBegun = existsSync(path("old.img.tidemark-redo")) || found?.disks[0]?.complete === true;
+  const hasBegun = found !== undefined && ((await isMixture(found.run)) || found.disks[0]?.complete === true);
   if (found !== undefined) await vault.failovers.cancel({ run: found.run });
   // A run that was never put into the vault has not touched anything.
   expect(readdirSync(folder).sort()).toEqual(["new.img", "old.img"]);
@@ -171,3 +178,38 @@ describe.each([
     sweepMsMax,
   );
 });
+
+const [redo, data] = ["old.img.tidemark-redo", "old.img.tidemark-data"];
+const cut = (bytes: Buffer): Buffer => bytes.subarray(0, -1);
+const damages: readonly (readonly [fact: string, damage: () => unknown])[] = [
+  ["is gone", async () => await Promise.all([redo, data].map(async (name) => await removeFolder(path(name))))],
+  ["has lost its end", () => writeFileSync(path(redo), cut(readFileSync(path(redo))))],
+  ["has lost its beginning", () => writeFileSync(path(redo), readFileSync(path(redo)).fill(0, 0, 40))],
+  ["has other data", () => writeFileSync(path(data), readFileSync(path(data)).fill(0x77))],
+];
+
+test.each(damages)(
+  "an image that is a mixture is whole after a cancel, also when its redo log %s",
+  async (_, damage) => {
+    let mixtures = 0;
+    await setUp(true);
+    const count = dyingAt(place, 0);
+    await back();
+    for (let call = 1; call <= count(); call += 1) {
+      await setUp(true);
+      dyingAt(place, call);
+      await endOf(back());
+      reconnect();
+      const held = readFileSync(path("old.img"));
+      if (!existsSync(path(redo)) || held.equals(old) || held.equals(now)) continue;
+      mixtures += 1;
+      await damage();
+      const [found] = await vault.failovers.list();
+      for (let left = 2; left > 0; left -= 1) await endOf(vault.failovers.cancel({ run: found?.run ?? "" }));
+      expect((await vault.failovers.list())[0]).toMatchObject({ kind: "failback", state: "Protected" });
+      expect(readFileSync(path("old.img")).equals(now)).toBe(true);
+      expect(readdirSync(folder).sort()).toEqual(["new.img", "old.img"]);
+    }
+    expect(mixtures).toBeGreaterThan(0);
+  },
+);
