@@ -16,6 +16,8 @@ export interface FileIdentity {
   readonly rdev: string;
   /** Absolute, without symbolic links. */
   readonly path: string;
+  /** What the kernel tells of a device that is to be written, and of no other one; absent: nothing. */
+  readonly serial?: string | undefined;
 }
 
 /** The identity of the file or device at `path`, which is absolute and holds no links. */

@@ -279,6 +279,16 @@ async function readFirst(path: string, otherwise: string): Promise<string> {
   return (await unlessAbsent(readFile(path, "utf8"))) ?? (await readFile(otherwise, "utf8"));
 }
 
+/** Serial number, or what else tells a block device from others that get its name; of a partition, its disk's. */
+export async function deviceSerial(rdev: bigint): Promise<string | undefined> {
+  for (const name of ["wwid", "device/wwid", "serial", "device/serial", "dm/uuid", "loop/backing_file"])
+    for (const folder of [".", ".."]) {
+      const found = await readFile(`${sysfsFolder(rdev)}/${folder}/${name}`, "utf8").catch(() => "");
+      if (found.trim() !== "") return found.trim();
+    }
+  return undefined;
+}
+
 /**
  * Where Linux tells about the block device of this number: 12 bits of major, 20 of minor number,
  * spread as in `gnu_dev_major`.

@@ -11,6 +11,7 @@ import { realpath, stat, statfs } from "node:fs/promises";
 import { getSystemErrorName } from "node:util";
 import { systemCode, TidemarkError } from "../../errors.ts";
 import { type FileIdentity, identityFrom } from "./file-identity.ts";
+import { deviceSerial } from "./file-volume.ts";
 import { type Libc, lockExclusiveAtOnce, readRandomly } from "./libc.ts";
 import { fileError, PositionalFile } from "./positional-file.ts";
 
@@ -54,7 +55,8 @@ export async function openImage(path: string, readOnly: boolean, calls: Libc | u
       if (kindOf(path, stats) !== kind) throw exchanged(path);
       if (!readOnly && kind === "file") lock(file, calls);
       const inMemory = kind === "file" && memoryFileSystems.includes((await statfs(path)).type);
-      const identity = identityFrom(await realpath(path), stats);
+      const serial = kind === "device" ? await deviceSerial(stats.rdev) : undefined;
+      const identity = { ...identityFrom(await realpath(path), stats), serial };
       return { file, scattered: await openScattered(file, calls), kind, identity, readOnly, inMemory };
     } catch (error) {
       await file.close();

@@ -196,6 +196,7 @@ function parseHeader(text: string, object: string): TrackingHeader {
       ino: image.text("ino", decimal),
       rdev: image.text("rdev", decimal),
       path: image.text("path", anyText),
+      ...(image.has("serial") ? { serial: image.text("serial", anyText) } : {}),
     })),
     bases,
     clean: fields.nestedOrNull("clean", (clean) => ({

@@ -124,11 +124,11 @@ function changeAtRest(
 
 /**
  * The opposite of `sameObject`: in doubt no. A file that replaced another under its path has
- * another inode; a path or a device number alone may have changed across a reboot.
+ * another inode; path and number of a device may be those of another one after a reboot.
  */
 function surelySameImage(a: FileIdentity, b: FileIdentity): boolean {
   if (a.kind !== b.kind) return false;
-  if (a.kind === "device") return a.path === b.path && a.rdev === b.rdev;
+  if (a.kind === "device") return a.path === b.path && a.rdev === b.rdev && a.serial === b.serial;
   return a.ino === b.ino && (a.path === b.path || a.dev === b.dev);
 }
 

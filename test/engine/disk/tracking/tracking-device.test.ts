@@ -3,7 +3,8 @@
  * kernel counts.
  */
 
-import { mkdtemp, open, rm, truncate, writeFile } from "node:fs/promises";
+import { execFileSync } from "node:child_process";
+import { copyFile, mkdtemp, open, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
@@ -76,6 +77,35 @@ describe("a device that was stopped cleanly", () => {
     const { file: again, recovered } = await track({ quiescenceSignature: () => Promise.resolve(found) });
     await again.close();
     expect(reasonOf(recovered)).toMatch(reason);
+  });
+});
+
+describe("a device that a crash left", () => {
+  it("is known by its marks while it is the same, and compared when its name is another device's", async (context) => {
+    const loop = attachLoop(image);
+    if ("reason" in loop) return context.skip(`no device to test with: ${loop.reason}`);
+    try {
+      const { disk } = await protect(loop.path);
+      const cut = await disk.cut({ exact: false });
+      await disk.expectPoint(base);
+      cut.committed(base);
+      await disk.close();
+      const again = await protect(loop.path);
+      expect(again.recovered).toMatchObject({ bases: [base] });
+      await again.disk.close();
+    } finally {
+      loop.detach();
+    }
+    const other = join(folder, "other.img");
+    await copyFile(image, other);
+    execFileSync("losetup", [loop.path, other]);
+    try {
+      const renamed = await protect(loop.path);
+      expect(reasonOf(renamed.recovered)).toContain("of another image");
+      await renamed.disk.close();
+    } finally {
+      loop.detach();
+    }
   });
 });
 
