@@ -53,6 +53,12 @@ describe("a page", () => {
     expect(lines).toBeLessThanOrEqual(max);
   });
 
+  test("of docs stands in their list", () => {
+    const listed = relativeLinks(pageAt("docs/README.md")).map((target) => `docs/${target}`);
+    const there = pages.map(({ path }) => path).filter((path) => /^docs\/(?!README)/.test(path));
+    expect(listed.sort()).toEqual(there);
+  });
+
   test("links only to files that exist", () => {
     const dead = pages.flatMap((page) =>
       relativeLinks(page)
