@@ -109,7 +109,8 @@ const wasmPageBytes = 65_536;
 
 function slabStride(geometry: SlabGeometry): number {
   const perGranule = fingerprintBytes * 2 + tableEntryBytes * 2 + 1;
-  return geometry.slabBytes + outBytesOf(geometry) + granulesPerSlab(geometry) * perGranule + kernelRoomBytes;
+  const bytes = geometry.slabBytes + outBytesOf(geometry) + granulesPerSlab(geometry) * perGranule + kernelRoomBytes;
+  return Math.ceil(bytes / granuleBytes) * granuleBytes;
 }
 
 /**

@@ -22,6 +22,7 @@
 import { constants } from "node:fs";
 import { lstat, readdir, rename, rm } from "node:fs/promises";
 import { dirname, join } from "node:path";
+import { DirectWrites } from "../../disk/source/direct-writes.ts";
 import { isOurs, readOwn, replacePlain } from "../../disk/source/plain-file.ts";
 import { fileError, PositionalFile } from "../../disk/source/positional-file.ts";
 import { syncFolder } from "../../disk/source/sync-folder.ts";
@@ -59,6 +60,7 @@ export class FileTarget implements RestoreTarget {
   readonly #replaces: boolean;
   readonly #mode: number;
   readonly #file: PositionalFile;
+  readonly #writes: DirectWrites;
   readonly #journalPath: string;
   #bytesWritten = 0;
   #notedBytes: number;
@@ -66,13 +68,20 @@ export class FileTarget implements RestoreTarget {
   #noting = false;
   #ended: Promise<void> | undefined;
 
-  private constructor(plan: TargetImage, image: ImageFile, file: PositionalFile, resumeAt: number) {
+  private constructor(
+    plan: TargetImage,
+    image: ImageFile,
+    file: PositionalFile,
+    writes: DirectWrites,
+    resumeAt: number,
+  ) {
     this.description = plan.path;
     this.resumeAt = resumeAt;
     this.#plan = plan;
     this.#replaces = image.replaces;
     this.#mode = image.mode;
     this.#file = file;
+    this.#writes = writes;
     this.#journalPath = journalPathOf(plan.path);
     this.#notedBytes = resumeAt;
     this.#notedAtMs = plan.clock();
@@ -94,7 +103,7 @@ export class FileTarget implements RestoreTarget {
       // being written.
       await file.truncate(resumeAt);
       await file.truncate(imageBytes(plan));
-      return new FileTarget(plan, image, file, resumeAt);
+      return new FileTarget(plan, image, file, await DirectWrites.to(file), resumeAt);
     } catch (error) {
       // A partial from which nothing can be resumed is removed.
       if (resumeAt === 0) await rm(path, { force: true });
@@ -109,7 +118,7 @@ export class FileTarget implements RestoreTarget {
 
   async write(offset: number, bytes: Uint8Array): Promise<void> {
     try {
-      await this.#file.write(offset, bytes);
+      await this.#writes.write(offset, bytes);
     } catch (error) {
       throw failed(this.description, error);
     }
@@ -164,6 +173,7 @@ export class FileTarget implements RestoreTarget {
     const { path, format } = this.#plan;
     try {
       if (format === "vhd") await this.write(vhdDiskBytes(this.#plan.volumeBytes), planFooter(this.#plan));
+      await this.#writes.close();
       await giveMode(this.#file, this.#mode);
       await this.#file.sync();
       if ((await inodeAt(this.#file.path)) !== (await this.#file.stat()).ino) throw exchanged(this.#file.path);
@@ -179,6 +189,7 @@ export class FileTarget implements RestoreTarget {
 
   async #abandon(): Promise<void> {
     try {
+      await this.#writes.close();
       // Removed while it is still locked, so that no other process has begun to use it.
       if (this.#notedBytes === 0) await rm(this.#file.path, { force: true });
       await this.#file.close();
