@@ -192,18 +192,54 @@ class HttpError extends TidemarkError {
   }
 }
 
-const statuses: Partial<Readonly<Record<ErrorCode, number>>> = {
+/** 4xx: the request is wrong, or conflicts with the state of what it names. 5xx: the agent cannot do what it asks for. */
+const statuses: Readonly<Record<ErrorCode, number>> = {
   INVALID_ARGUMENT: 400,
+  UNSUPPORTED: 400,
   ACCESS_REFUSED: 403,
+  KEY_ALTERED: 403,
+  KEY_EXPIRED: 403,
+  KEY_FOREIGN: 403,
+  KEY_USED: 403,
+  AGENT_REMOVED: 403,
   VAULT_NOT_FOUND: 404,
   DISK_NOT_FOUND: 404,
   POINT_NOT_FOUND: 404,
+  SOURCE_NOT_FOUND: 404,
+  VAULT_EXISTS: 409,
+  POINT_HELD: 409,
   WRITER_ACTIVE: 409,
   SEAT_LOST: 409,
+  COLLECTION_ACTIVE: 409,
+  OBJECT_EXISTS: 409,
+  CONDITION_FAILED: 409,
+  LEASE_HELD: 409,
+  LEASE_LOST: 409,
+  SOURCE_SHRUNK: 409,
+  TARGET_EXISTS: 409,
+  TARGET_TOO_SMALL: 409,
+  TARGET_IS_SOURCE: 409,
+  OBJECT_NOT_FOUND: 500,
+  OUTCOME_UNKNOWN: 500,
+  STORE_REFUSED: 500,
+  STORE_REGRESSED: 500,
+  DAMAGED: 500,
+  FORMAT_UNSUPPORTED: 500,
+  SOURCE_UNREADABLE: 500,
+  TARGET_FAILED: 500,
+  DEVICE_FAILED: 500,
+  CUT_ABANDONED: 500,
+  HOOK_FAILED: 500,
+  INTERNAL: 500,
   INTERRUPTED: 503,
   STORE_UNREACHABLE: 503,
+  CUT_TIMED_OUT: 503,
+  AGENT_UNREACHABLE: 503,
+  NO_SPACE: 507,
 };
 
 function statusOf(error: unknown): number {
-  return error instanceof TidemarkError ? (statuses[error.code] ?? 500) : 500;
+  const known: Partial<Readonly<Record<string, number>>> = statuses;
+  // An agent of a later version may report a code that this one does not know.
+  return error instanceof TidemarkError ? (known[error.code] ?? 500) : 500;
 }
