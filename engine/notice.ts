@@ -33,6 +33,7 @@ export interface Notice {
     | "RUN_NOT_ENDED"
     | "RUN_FORGOTTEN"
     | "STORE_AWAY"
+    | "COLLECTION_ACTIVE"
     | "NO_ANSWER"
     | "REPLICA_TAKEN"
     | "RESUMED";
