@@ -27,6 +27,7 @@ export interface Notice {
     | "PRUNE_FAILED"
     | "DISK_SKIPPED"
     | "DISK_UNFINISHED"
+    | "VAULT_SKIPPED"
     | "VAULT_AT_RISK"
     | "SOURCE_CHANGED"
     | "SOURCE_UNREACHED"
