@@ -133,9 +133,12 @@ export class FailoverRuns {
   /** Carries out a verb, and gives what has become of the run. Errors: INVALID_ARGUMENT, those of the verb. */
   async operate({ vault: named, ...fields }: VerbFields, signal: AbortSignal): Promise<VerbDone> {
     const { run } = fields;
-    if (named !== undefined && typeof named !== "string") throw wrongInput("vault is no text", "give it as text");
+    for (const [name, value] of Object.entries({ vault: named, run }))
+      if (value !== undefined && typeof value !== "string") throw wrongInput(`${name} is no text`, "give it as text");
     const { supervisor } = this.#parts;
-    const vault = named ?? (typeof run === "string" ? (await this.show(run, signal)).vault : this.#onlyVault());
+    const found = async (): Promise<string> =>
+      typeof run === "string" ? (await this.show(run, signal)).vault : this.#vaultOf(fields);
+    const vault = typeof named === "string" ? named : await found();
     try {
       return await supervisor.useVault(
         vault,
@@ -181,10 +184,20 @@ export class FailoverRuns {
     return { found, failures };
   }
 
-  #onlyVault(): string {
-    const [vault, other] = this.#parts.supervisor.config.vaults.keys();
-    if (vault !== undefined && other === undefined) return vault;
-    throw wrongInput("no vault is named, and the agent has several", "name one of them in vault");
+  /** The vault of the disks or the group, where the agent protects these; else its only one. */
+  #vaultOf({ disks, group }: VerbFields): string {
+    const { config } = this.#parts.supervisor;
+    const named: readonly unknown[] = Array.isArray(disks) ? disks : [];
+    const own = [...config.disks.values()].filter(
+      (disk) => named.includes(disk.name) || (group !== undefined && disk.group === group),
+    );
+    const vaults = new Set(own.length > 0 ? own.map(({ vault }) => vault) : config.vaults.keys());
+    const [vault] = vaults;
+    if (vault !== undefined && vaults.size === 1) return vault;
+    throw wrongInput(
+      "the agent has several vaults, and none is named",
+      "name one in the field vault of the request, or run the command with `--vault ADDRESS` instead of `--agent`",
+    );
   }
 
   /** Runs that `work` has to change are not served until it is over, or wants them to be served. */

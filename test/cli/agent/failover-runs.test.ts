@@ -86,7 +86,13 @@ it("moves a disk of its own away, shows where it is, and brings it back when tha
 /** The runs of an agent that uses its vaults, `far` and `main`, as told. */
 function runsWith(use: (vault: string) => Promise<object>, noted: string[] = []): FailoverRuns {
   const parts = {
-    config: { vaults: new Map(["far", "main"].map((name) => [name, {}])) },
+    config: {
+      vaults: new Map(["far", "main"].map((name) => [name, {}])),
+      disks: new Map([
+        ["web", { name: "web", vault: "main", group: "shop" }],
+        ["old", { name: "old", vault: "far" }],
+      ]),
+    },
     useVault: async (name: string, _: AbortSignal, work: (vault: object) => Promise<unknown>) =>
       await work(await use(name)),
     runs: { note: (vault: string) => noted.push(vault) },
@@ -115,6 +121,26 @@ it("finds and looks at the runs of one vault while the store of another is silen
   void runs.look(signal);
   await settled();
   expect(noted).toEqual(["main"]);
+});
+
+it("works in the vault of the disks or the group that a request names", async () => {
+  const used: string[] = [];
+  const runs = runsWith(async (vault) => {
+    used.push(vault);
+    return await Promise.resolve({ failovers: noFailovers, plans: noPlans });
+  });
+  const operate = async (fields: object): Promise<unknown> => await runs.operate({ verb: "no", ...fields }, signal);
+  for (const fields of [{ disks: ["web"] }, { group: "shop" }, { vault: "main", disks: ["old"] }]) {
+    used.length = 0;
+    await expect(operate(fields)).rejects.toThrow('"no" is no verb');
+    expect(used[0]).toBe("main");
+  }
+  for (const fields of [{}, { disks: ["web", "old"] }, { disks: ["other"] }, { disks: 7 }, { plan: "shop.yaml" }])
+    await expect(operate(fields)).rejects.toMatchObject({
+      code: "INVALID_ARGUMENT",
+      message: expect.stringContaining("several vaults") as string,
+    });
+  await expect(operate({ run: 7 })).rejects.toThrow("run is no text");
 });
 
 describe("with a vault that is away", () => {
