@@ -113,7 +113,7 @@ type Refusal = readonly [to: ErrorCode, fact: string, remedy: string];
 const immutable: Refusal = [
   "ACCESS_REFUSED",
   "an immutability policy or a legal hold forbids changes",
-  "remove it if you may, or use a container without one: `tidemark copy` copies the points there",
+  "use a container without one: `tidemark copy` copies the points there",
 ];
 
 /** A blob that takes no change, because of what another program or a rule of the account has done to it. */
@@ -122,29 +122,29 @@ const refusals: ReadonlyMap<string, Refusal> = new Map<string, Refusal>(
     SnapshotsPresent: [
       "STORE_REFUSED",
       "it has snapshots, which Tidemark does not make",
-      "delete them with `az storage blob delete --delete-snapshots only`, stop what makes them, then run the command again",
+      "delete them with `az storage blob delete --delete-snapshots only`, and stop what makes them",
     ],
     BlobImmutableDueToPolicy: immutable,
     BlobImmutableDueToLegalHold: immutable,
     BlobArchived: [
       "STORE_REFUSED",
-      "it is in the archive tier, where nothing can be read or changed",
+      "it is in the archive tier",
       "bring it back with `az storage blob set-tier --tier Hot`, and exclude the container from the rule that archives",
     ],
     BlobBeingRehydrated: [
       "STORE_REFUSED",
       "it is on its way back from the archive tier",
-      "wait until it is back, which takes hours, then run the command again",
+      "wait until it is back, then run the command again",
     ],
     PendingCopyOperation: [
       "STORE_REFUSED",
       "another program copies into it",
-      "wait until that copy has ended, then run the command again",
+      "wait until it is done, then run the command again",
     ],
     LeaseIdMissing: [
       "LEASE_HELD",
       "another holder has its lease",
-      "end what uses the blob; if nothing does, end its lease with `az storage blob lease break`",
+      "end what uses it; if nothing does, run `az storage blob lease break`",
     ],
   }),
 );

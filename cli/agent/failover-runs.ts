@@ -196,7 +196,7 @@ export class FailoverRuns {
     if (vault !== undefined && vaults.size === 1) return vault;
     throw wrongInput(
       "the agent has several vaults, and none is named",
-      "name one in the field vault of the request, or run the command with `--vault ADDRESS` instead of `--agent`",
+      "name one in vault, or run the command with `--vault ADDRESS` instead of `--agent`",
     );
   }
 

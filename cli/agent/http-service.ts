@@ -192,8 +192,11 @@ class HttpError extends TidemarkError {
   }
 }
 
-/** 4xx: the request is wrong, or conflicts with the state of what it names. 5xx: the agent cannot do what it asks for. */
-const statuses: Readonly<Record<ErrorCode, number>> = {
+/**
+ * 4xx: the request is wrong, or conflicts with the state of what it names (409). 5xx: the agent cannot
+ * do what it asks for; 500 where nothing else is said.
+ */
+const statuses: Partial<Readonly<Record<ErrorCode, number>>> = {
   INVALID_ARGUMENT: 400,
   UNSUPPORTED: 400,
   ACCESS_REFUSED: 403,
@@ -219,18 +222,6 @@ const statuses: Readonly<Record<ErrorCode, number>> = {
   TARGET_EXISTS: 409,
   TARGET_TOO_SMALL: 409,
   TARGET_IS_SOURCE: 409,
-  OBJECT_NOT_FOUND: 500,
-  OUTCOME_UNKNOWN: 500,
-  STORE_REFUSED: 500,
-  STORE_REGRESSED: 500,
-  DAMAGED: 500,
-  FORMAT_UNSUPPORTED: 500,
-  SOURCE_UNREADABLE: 500,
-  TARGET_FAILED: 500,
-  DEVICE_FAILED: 500,
-  CUT_ABANDONED: 500,
-  HOOK_FAILED: 500,
-  INTERNAL: 500,
   INTERRUPTED: 503,
   STORE_UNREACHABLE: 503,
   CUT_TIMED_OUT: 503,
@@ -239,7 +230,5 @@ const statuses: Readonly<Record<ErrorCode, number>> = {
 };
 
 function statusOf(error: unknown): number {
-  const known: Partial<Readonly<Record<string, number>>> = statuses;
-  // An agent of a later version may report a code that this one does not know.
-  return error instanceof TidemarkError ? (known[error.code] ?? 500) : 500;
+  return error instanceof TidemarkError ? (statuses[error.code] ?? 500) : 500;
 }
