@@ -108,6 +108,47 @@ export const fenceCodes: ErrorMeanings = {
   LeaseIdMissing: "LEASE_LOST",
 };
 
+type Refusal = readonly [to: ErrorCode, fact: string, remedy: string];
+
+const immutable: Refusal = [
+  "ACCESS_REFUSED",
+  "an immutability policy or a legal hold forbids changes",
+  "use a container without one: `tidemark copy` copies the points there",
+];
+
+/** A blob that takes no change, because of what another program or a rule of the account has done to it. */
+const refusals: ReadonlyMap<string, Refusal> = new Map<string, Refusal>(
+  Object.entries({
+    SnapshotsPresent: [
+      "STORE_REFUSED",
+      "it has snapshots, which Tidemark does not make",
+      "delete them with `az storage blob delete --delete-snapshots only`, and stop what makes them",
+    ],
+    BlobImmutableDueToPolicy: immutable,
+    BlobImmutableDueToLegalHold: immutable,
+    BlobArchived: [
+      "STORE_REFUSED",
+      "it is in the archive tier",
+      "bring it back with `az storage blob set-tier --tier Hot`, and exclude the container from the rule that archives",
+    ],
+    BlobBeingRehydrated: [
+      "STORE_REFUSED",
+      "it is on its way back from the archive tier",
+      "wait until it is back, then run the command again",
+    ],
+    PendingCopyOperation: [
+      "STORE_REFUSED",
+      "another program copies into it",
+      "wait until it is done, then run the command again",
+    ],
+    LeaseIdMissing: [
+      "LEASE_HELD",
+      "another holder has its lease",
+      "end what uses it; if nothing does, run `az storage blob lease break`",
+    ],
+  }),
+);
+
 /** Azure refuses signed requests when the clocks differ by more than this. */
 const clockSkewMsMax = 15 * 60_000;
 
@@ -289,6 +330,8 @@ function refusal(
       cause,
     });
 
+  const particular = subject.codes?.[code];
+  if (particular !== undefined) return fail(particular, particularFact(particular, code));
   if (status === 401 || status === 403)
     return fail("ACCESS_REFUSED", `access is refused (${code})`, accessRemedy(code, thrown, subject, store));
   if (code === "ContainerNotFound")
@@ -297,8 +340,8 @@ function refusal(
       "there is no such container",
       "check the vault's name, or create it with `tidemark vault init`",
     );
-  const particular = subject.codes?.[code];
-  if (particular !== undefined) return fail(particular, particularFact(particular, code));
+  const known = refusals.get(code);
+  if (known !== undefined) return fail(...known);
   if (status === 404 && subject.name !== undefined) return fail("OBJECT_NOT_FOUND", "there is no such object");
   if (status === 409 && code === "InvalidBlobType")
     return fail("DAMAGED", "it is another kind of object", "run `tidemark verify` to list the points concerned");

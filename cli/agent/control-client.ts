@@ -72,10 +72,10 @@ function errorOf(answer: unknown, status: number, socket: string): TidemarkError
   const field = (name: string): unknown =>
     typeof answer === "object" && answer !== null ? Reflect.get(answer, name) : undefined;
   const [code, message, remedy, detail] = [field("code"), field("message"), field("remedy"), field("detail")];
-  if (typeof code !== "string" || typeof message !== "string")
+  if (typeof code !== "string" || typeof message !== "string" || typeof remedy !== "string")
     return noAgent(socket, `the program that answers there is no agent (status ${status})`);
   return new TidemarkError(code as ErrorCode, message, {
-    ...(typeof remedy === "string" ? { remedy } : {}),
+    remedy,
     ...(typeof detail === "object" && detail !== null ? { detail: detail as ErrorDetail } : {}),
   });
 }

@@ -12,9 +12,9 @@
  *     POST /v1/stop    {drain?: true}                        {stopped: true}, after the last points; then the agent ends
  *                      {disk|group, drain?: true}            StopSummary, likewise; the agent goes on
  *     PUT  /v1/limit   {vault, bytesPerSecond}               likewise; a number, "off", or null: as the configuration says
- *     GET  /v1/failover                                      {runs: [RunSummary], plans: [PlanRunSummary]}; /v1/failover/RUN: one
+ *     GET  /v1/failover                                      AgentRuns: of all vaults that can be asked; /v1/failover/RUN: one
  *     POST /v1/failover {verb, run|plan|disks, …}            RunDone or PlanRunDone; the verbs and their fields are in failover-verbs.ts
- *     GET  /v1/jobs                                          {jobs: [JobSummary]}
+ *     GET  /v1/jobs                                          AgentJobs: likewise
  *     GET  /metrics                                          Prometheus text
  *     GET  /healthz                                          {health}; 200, or 503 when it is Critical
  *
@@ -96,7 +96,7 @@ export const controlRoutes: Routes<ControlTarget> = {
   "GET /v1/failover": async ({ failovers }, { signal }) => ({ json: await failovers.list(signal) }),
   "GET /v1/failover/": async ({ failovers }, { rest, signal }) => ({ json: await failovers.show(rest, signal) }),
   "POST /v1/failover": async ({ failovers }, { fields, signal }) => ({ json: await failovers.operate(fields, signal) }),
-  "GET /v1/jobs": async ({ failovers }, { signal }) => ({ json: { jobs: await failovers.jobs(signal) } }),
+  "GET /v1/jobs": async ({ failovers }, { signal }) => ({ json: await failovers.jobs(signal) }),
   ...monitoringRoutes,
 };
 

@@ -7,9 +7,15 @@
  * all of them. A request works on its run until the run waits; if its client disconnects, the job is
  * suspended.
  */
-import type { FailoverOptions, JobSummary, PlanRunSummary, RunSummary } from "../../engine/index.ts";
+import {
+  type FailoverOptions,
+  type JobSummary,
+  type PlanRunSummary,
+  type RunSummary,
+  TidemarkError,
+} from "../../engine/index.ts";
 import { agentSource } from "../agent-source.ts";
-import { errorReport, wrongInput } from "../errors.ts";
+import { type ErrorReport, errorReport, wrongInput } from "../errors.ts";
 import { definedIn, type Environment } from "../settings.ts";
 import { carryOutVerb, type RunPorts, type VerbDone, type VerbFields } from "./failover-verbs.ts";
 import { PeriodicTask } from "./periodic-task.ts";
@@ -27,6 +33,23 @@ const lookEveryMs = 60_000;
 const firstAfterMs = 5_000;
 
 type OfVault<Item> = Item & { readonly vault: string };
+
+/** Of several vaults: what is found in those that answer. */
+export interface OfVaults {
+  /** The vaults that could not be asked, and why. */
+  readonly failures: readonly OfVault<ErrorReport>[];
+}
+
+/** The runs of disks, and those of plans, newest first in each vault. */
+export interface AgentRuns extends OfVaults {
+  readonly runs: readonly OfVault<RunSummary>[];
+  readonly plans: readonly OfVault<PlanRunSummary>[];
+}
+
+/** Jobs, newest first in each vault. */
+export interface AgentJobs extends OfVaults {
+  readonly jobs: readonly OfVault<JobSummary>[];
+}
 
 export class FailoverRuns {
   readonly #parts: FailoverRunsParts;
@@ -65,20 +88,23 @@ export class FailoverRuns {
     }
   }
 
-  /** The runs of disks, and those of plans, of all vaults, newest first in each. */
-  async list(signal: AbortSignal): Promise<{
-    readonly runs: readonly OfVault<RunSummary>[];
-    readonly plans: readonly OfVault<PlanRunSummary>[];
-  }> {
+  /** The runs of all vaults. Errors: those of the first vault if none can be asked. */
+  async list(signal: AbortSignal): Promise<AgentRuns> {
+    const { found, failures } = await this.#ofAll(signal, async ({ failovers, plans }) => ({
+      runs: await failovers.list(signal),
+      plans: await plans.list({ signal }),
+    }));
     return {
-      runs: await this.#ofAll(signal, async ({ failovers }) => await failovers.list(signal)),
-      plans: await this.#ofAll(signal, async ({ plans }) => await plans.list({ signal })),
+      runs: found.flatMap(({ vault, items: { runs } }) => runs.map((run) => ({ ...run, vault }))),
+      plans: found.flatMap(({ vault, items: { plans } }) => plans.map((run) => ({ ...run, vault }))),
+      failures,
     };
   }
 
-  /** The jobs of all vaults, newest first in each. */
-  async jobs(signal: AbortSignal): Promise<readonly OfVault<JobSummary>[]> {
-    return await this.#ofAll(signal, async (vault) => await jobsOf(vault, signal));
+  /** The jobs of all vaults. Errors: as `list`. */
+  async jobs(signal: AbortSignal): Promise<AgentJobs> {
+    const { found, failures } = await this.#ofAll(signal, async (vault) => await jobsOf(vault, signal));
+    return { jobs: found.flatMap(({ vault, items }) => items.map((job) => ({ ...job, vault }))), failures };
   }
 
   /** Errors: INVALID_ARGUMENT when no vault of the agent has the run. */
@@ -107,9 +133,12 @@ export class FailoverRuns {
   /** Carries out a verb, and gives what has become of the run. Errors: INVALID_ARGUMENT, those of the verb. */
   async operate({ vault: named, ...fields }: VerbFields, signal: AbortSignal): Promise<VerbDone> {
     const { run } = fields;
-    if (named !== undefined && typeof named !== "string") throw wrongInput("vault is no text", "give it as text");
+    for (const [name, value] of Object.entries({ vault: named, run }))
+      if (value !== undefined && typeof value !== "string") throw wrongInput(`${name} is no text`, "give it as text");
     const { supervisor } = this.#parts;
-    const vault = named ?? (typeof run === "string" ? (await this.show(run, signal)).vault : this.#onlyVault());
+    const found = async (): Promise<string> =>
+      typeof run === "string" ? (await this.show(run, signal)).vault : this.#vaultOf(fields);
+    const vault = typeof named === "string" ? named : await found();
     try {
       return await supervisor.useVault(
         vault,
@@ -131,23 +160,44 @@ export class FailoverRuns {
     await this.#task.stop();
   }
 
-  async #ofAll<Item>(
+  /** Asks all vaults at the same time. Errors: those of the first one if all fail. */
+  async #ofAll<Items>(
     signal: AbortSignal,
-    ask: (vault: VaultPort) => Promise<readonly Item[]>,
-  ): Promise<OfVault<Item>[]> {
+    ask: (vault: VaultPort) => Promise<Items>,
+  ): Promise<{ readonly found: readonly { readonly vault: string; readonly items: Items }[] } & OfVaults> {
     const { supervisor } = this.#parts;
-    const found: OfVault<Item>[] = [];
-    for (const vault of supervisor.config.vaults.keys()) {
-      const items = await supervisor.useVault(vault, signal, ask);
-      found.push(...items.map((item) => ({ ...item, vault })));
+    const found: { readonly vault: string; readonly items: Items }[] = [];
+    const failures: OfVault<ErrorReport>[] = [];
+    const vaults = [...supervisor.config.vaults.keys()];
+    const answers = await Promise.allSettled(
+      vaults.map(async (vault) => await supervisor.useVault(vault, signal, ask)),
+    );
+    for (const [index, answer] of answers.entries()) {
+      const vault = vaults[index] ?? "";
+      if (answer.status === "fulfilled") found.push({ vault, items: answer.value });
+      else if (answer.reason instanceof TidemarkError && !signal.aborted)
+        failures.push({ vault, ...errorReport(answer.reason) });
+      else throw answer.reason;
     }
-    return found;
+    const [first] = answers;
+    if (found.length === 0 && first?.status === "rejected") throw first.reason;
+    return { found, failures };
   }
 
-  #onlyVault(): string {
-    const [vault, other] = this.#parts.supervisor.config.vaults.keys();
-    if (vault !== undefined && other === undefined) return vault;
-    throw wrongInput("no vault is named, and the agent has several", "name one of them in vault");
+  /** The vault of the disks or the group, where the agent protects these; else its only one. */
+  #vaultOf({ disks, group }: VerbFields): string {
+    const { config } = this.#parts.supervisor;
+    const named: readonly unknown[] = Array.isArray(disks) ? disks : [];
+    const own = [...config.disks.values()].filter(
+      (disk) => named.includes(disk.name) || (group !== undefined && disk.group === group),
+    );
+    const vaults = new Set(own.length > 0 ? own.map(({ vault }) => vault) : config.vaults.keys());
+    const [vault] = vaults;
+    if (vault !== undefined && vaults.size === 1) return vault;
+    throw wrongInput(
+      "the agent has several vaults, and none is named",
+      "name one in vault, or run the command with `--vault ADDRESS` instead of `--agent`",
+    );
   }
 
   /** Runs that `work` has to change are not served until it is over, or wants them to be served. */

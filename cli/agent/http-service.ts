@@ -192,16 +192,41 @@ class HttpError extends TidemarkError {
   }
 }
 
+/**
+ * 4xx: the request is wrong, or conflicts with the state of what it names (409). 5xx: the agent cannot
+ * do what it asks for; 500 where nothing else is said.
+ */
 const statuses: Partial<Readonly<Record<ErrorCode, number>>> = {
   INVALID_ARGUMENT: 400,
+  UNSUPPORTED: 400,
   ACCESS_REFUSED: 403,
+  KEY_ALTERED: 403,
+  KEY_EXPIRED: 403,
+  KEY_FOREIGN: 403,
+  KEY_USED: 403,
+  AGENT_REMOVED: 403,
   VAULT_NOT_FOUND: 404,
   DISK_NOT_FOUND: 404,
   POINT_NOT_FOUND: 404,
+  SOURCE_NOT_FOUND: 404,
+  VAULT_EXISTS: 409,
+  POINT_HELD: 409,
   WRITER_ACTIVE: 409,
   SEAT_LOST: 409,
+  COLLECTION_ACTIVE: 409,
+  OBJECT_EXISTS: 409,
+  CONDITION_FAILED: 409,
+  LEASE_HELD: 409,
+  LEASE_LOST: 409,
+  SOURCE_SHRUNK: 409,
+  TARGET_EXISTS: 409,
+  TARGET_TOO_SMALL: 409,
+  TARGET_IS_SOURCE: 409,
   INTERRUPTED: 503,
   STORE_UNREACHABLE: 503,
+  CUT_TIMED_OUT: 503,
+  AGENT_UNREACHABLE: 503,
+  NO_SPACE: 507,
 };
 
 function statusOf(error: unknown): number {

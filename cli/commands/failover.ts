@@ -7,6 +7,7 @@ import { Command, Option } from "commander";
 import { type PlanRunSummary, type RunSummary, type StartFailoverOptions, TidemarkError } from "../../engine/index.ts";
 import { formatListen, parseListen } from "../../engine/internal.ts";
 import { askAgent } from "../agent/control-client.ts";
+import type { AgentRuns } from "../agent/failover-runs.ts";
 import { parseEnding, type VerbFields } from "../agent/failover-verbs.ts";
 import { controlSocketDefault } from "../agent/listen.ts";
 import { placedTarget as placedPlanTarget } from "../plan/placed-target.ts";
@@ -15,7 +16,7 @@ import { type VaultFlags, withVaultOptions, withWorkersOption } from "../setting
 import { type Column, fittedTable } from "../text.ts";
 import { type CommandContext, withVault } from "./context.ts";
 import { startPlan } from "./plan.ts";
-import { agentListing, operate, selectorOf, textOf, withAgentOption, workOptions } from "./run-verbs.ts";
+import { agentListing, askVaults, operate, selectorOf, textOf, withAgentOption, workOptions } from "./run-verbs.ts";
 
 interface StartFlags extends VaultFlags {
   readonly agent?: string;
@@ -277,17 +278,12 @@ function disksIn(run: RunSummary | PlanRunSummary): string {
   return `plan ${run.plan}: ${run.machines.map(({ machine }) => machine).join(", ")}`;
 }
 
-interface Runs {
-  readonly runs: readonly RunSummary[];
-  readonly plans: readonly PlanRunSummary[];
-}
-
-async function runsIn(context: CommandContext, flags: RunFlags): Promise<Runs> {
+async function runsIn(
+  context: CommandContext,
+  flags: RunFlags,
+): Promise<{ readonly runs: readonly RunSummary[]; readonly plans: readonly PlanRunSummary[] }> {
   const { signal } = context;
-  if (flags.agent !== undefined) {
-    const answer = await askAgent(flags.agent, { method: "GET", path: "/v1/failover", signal });
-    return answer as Runs;
-  }
+  if (flags.agent !== undefined) return await askVaults<AgentRuns>(context, flags.agent, "/v1/failover");
   return await withVault(context, flags, async (vault) => {
     await vault.failovers.carryOutDue(workOptions(context));
     return { runs: await vault.failovers.list(signal), plans: await vault.plans.list({ signal }) };

@@ -1,14 +1,13 @@
 /** `tidemark jobs`: what was done on failover runs, step by step, and what can go on. */
 import { Command } from "commander";
 import { type JobSummary, TidemarkError } from "../../engine/index.ts";
-import { askAgent } from "../agent/control-client.ts";
-import { jobsOf } from "../agent/failover-runs.ts";
+import { type AgentJobs, jobsOf } from "../agent/failover-runs.ts";
 import { formatBytes, formatDuration, formatNumberOf } from "../quantities.ts";
 import { type VaultFlags, wholeNumber, withVaultOptions, withWorkersOption } from "../settings.ts";
 import { fields, linesOf, table } from "../text.ts";
 import { requireTime, timeForms } from "../times.ts";
 import { type CommandContext, withVault } from "./context.ts";
-import { agentListing, operate, withAgentOption } from "./run-verbs.ts";
+import { agentListing, askVaults, operate, withAgentOption } from "./run-verbs.ts";
 
 export function jobsCommand(context: CommandContext): Command {
   const jobs = new Command("jobs")
@@ -92,10 +91,7 @@ function runOf(name: string): string {
 /** The jobs of all runs, of disks and of plans, newest first. */
 async function allJobs(context: CommandContext, flags: JobFlags): Promise<readonly JobSummary[]> {
   const { signal } = context;
-  if (flags.agent !== undefined) {
-    const answer = await askAgent(flags.agent, { method: "GET", path: "/v1/jobs", signal });
-    return (answer as { readonly jobs: readonly JobSummary[] }).jobs;
-  }
+  if (flags.agent !== undefined) return (await askVaults<AgentJobs>(context, flags.agent, "/v1/jobs")).jobs;
   return await withVault(context, flags, async (vault) => await jobsOf(vault, signal));
 }
 

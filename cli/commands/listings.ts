@@ -191,6 +191,12 @@ function filterOf(
   if (since === undefined && until === undefined && app === undefined && pinned === undefined) return undefined;
   const sinceMs = since === undefined ? -Infinity : requireTime("--since", since, nowMs);
   const untilMs = until === undefined ? Infinity : requireTime("--until", until, nowMs);
+  if (sinceMs > untilMs) {
+    const [from, to] = [JSON.stringify(since), JSON.stringify(until)];
+    throw new TidemarkError("INVALID_ARGUMENT", `--since ${from} is later than --until ${to}, so no point matches`, {
+      remedy: `exchange the times: --since ${to} --until ${from}`,
+    });
+  }
   return (point) => {
     const timeMs = Date.parse(point.time);
     return (

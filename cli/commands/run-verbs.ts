@@ -6,6 +6,7 @@ import type { Command } from "commander";
 import type { OperateOptions, ServedRun } from "../../engine/index.ts";
 import { formatFault, type TellFault } from "../agent/config.ts";
 import { askAgent } from "../agent/control-client.ts";
+import type { OfVaults } from "../agent/failover-runs.ts";
 import { carryOutVerb, type VerbDone, type VerbFields } from "../agent/failover-verbs.ts";
 import { agentSource } from "../agent-source.ts";
 import { describePlanRun, describePreview } from "../plan/plan-text.ts";
@@ -63,6 +64,19 @@ const agentVerbs: Readonly<Record<VerbName, string>> = {
 
 /** What a list of runs or jobs says of `--agent`. */
 export const agentListing = "With --agent it lists those of all vaults of the agent.";
+
+/** What an agent finds in its vaults. Tells of each vault that could not be asked. */
+export async function askVaults<Found extends OfVaults>(
+  { output, signal }: CommandContext,
+  agent: string,
+  path: string,
+): Promise<Found> {
+  const answer = await askAgent(agent, { method: "GET", path, signal });
+  const { failures = [] } = answer as Partial<OfVaults>; // an agent of an earlier version does not tell
+  for (const { vault, message, remedy } of failures)
+    output.notice({ code: "VAULT_SKIPPED", message: `the vault ${vault} is left out: ${message}; ${remedy}` });
+  return answer as Found;
+}
 
 export function withAgentOption(command: Command): Command {
   return command.option("--agent <socket>", "let the agent behind this control socket do it, instead of --vault");

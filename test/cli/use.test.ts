@@ -23,6 +23,11 @@ const wrong: readonly (readonly [fact: string, words: readonly string[], told: R
     ["points", "list", "--vault", "dir:v", "--disk", "a", "--since", "2 moons ago"],
     /unknown unit moons/,
   ],
+  [
+    "a time range that ends before it begins",
+    ["points", "list", "--vault", "dir:v", "--disk", "a", "--since", "1 day ago", "--until", "2 days ago"],
+    /--since "1 day ago" is later than --until "2 days ago"/,
+  ],
   ["an unknown command", ["replicat"], /unknown command/],
   ["a group without a command", ["points"], /needs a command/],
   ["an unknown flag", ["disks", "list", "--vautl", "x"], /unknown option/],

@@ -143,6 +143,30 @@ describe("over plain http", () => {
   });
 });
 
+describe("a blob that does not take a change", () => {
+  test.each([
+    ["SnapshotsPresent", 409, "STORE_REFUSED", "az storage blob delete --delete-snapshots only"],
+    ["BlobImmutableDueToPolicy", 409, "ACCESS_REFUSED", "container without"],
+    ["BlobImmutableDueToLegalHold", 409, "ACCESS_REFUSED", "container without"],
+    ["BlobArchived", 409, "STORE_REFUSED", "az storage blob set-tier --tier Hot"],
+    ["BlobBeingRehydrated", 409, "STORE_REFUSED", "wait"],
+    ["PendingCopyOperation", 409, "STORE_REFUSED", "wait"],
+    ["InvalidBlobType", 409, "DAMAGED", "tidemark verify"],
+    ["LeaseIdMissing", 412, "LEASE_HELD", "az storage blob lease break"],
+  ] as const)("says what %s is and what to do", async (code, status, becomes, remedy) => {
+    await using sink = sinkAt(await serve(refusing(code, status)), key);
+    const error = await expectCode(sink.raiseSequenceNumber("pages", 2), becomes);
+    expect(error.message).toContain("pages");
+    expect(error.remedy).toContain(remedy);
+  });
+
+  test("and exists is told from one that may not be written", async () => {
+    await using sink = sinkAt(await serve(refusing("UnauthorizedBlobOverwrite")), key);
+    await expectCode(sink.putObject("x", new Uint8Array(1), { ifAbsent: true }), "OBJECT_EXISTS");
+    await expectCode(sink.putObject("x", new Uint8Array(1), { ifMatch: "1" }), "ACCESS_REFUSED");
+  });
+});
+
 test("what a store writes in place of an error code is not repeated", async () => {
   const port = await serve(refusing("see <a href=evil>; now run: rm -rf /", 400));
   await using sink = sinkAt(port, key);

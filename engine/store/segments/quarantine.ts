@@ -13,6 +13,7 @@
 import { randomBytes } from "node:crypto";
 import { setTimeout as delay } from "node:timers/promises";
 import { hasCode, isUnreadable, throwIfAborted } from "../../errors.ts";
+import type { Notice, NoticeOptions } from "../../notice.ts";
 import type { CallOptions } from "../../sink.ts";
 import { collectionTiming } from "../../timing.ts";
 import { toHex } from "../format/checksum.ts";
@@ -29,6 +30,11 @@ import { collectionName, encodeCollection } from "../format/reclaim.ts";
 import { changeShared, type FoundDocument, readShared, type SharedDocument } from "../shared-document.ts";
 import type { Store } from "../store.ts";
 import { takeCollectorLease } from "./collector-lease.ts";
+
+const collectionActive: Notice = {
+  code: "COLLECTION_ACTIVE",
+  message: "a garbage collection runs; damaged chunks are made known to writers when it has ended, waiting for it",
+};
 
 /** The quarantine as a catalog knows it. */
 export class Quarantine {
@@ -65,7 +71,7 @@ export async function quarantine(
   store: Store,
   vault: string,
   chunks: readonly { readonly segment: string; readonly offset: number }[],
-  options: CallOptions,
+  options: NoticeOptions,
 ): Promise<void> {
   let isNew = false;
   for (const [segment, offsets] of bySegment(chunks)) {
@@ -131,7 +137,12 @@ function quarantineOf(vault: string, segment: string): SharedDocument<Quarantine
  * Writes a new collection id, after a collection that is running: its writers may have acted on its id
  * before the lists were written, and it waits for no other id.
  */
-async function announce(store: Store, vault: string, { signal: given }: CallOptions): Promise<void> {
+async function announce(
+  store: Store,
+  vault: string,
+  { onNotice = () => undefined, signal: given }: NoticeOptions,
+): Promise<void> {
+  let tell: typeof onNotice | undefined = onNotice;
   const bytes = encodeCollection({ vault, collection: toHex(randomBytes(16)), startedMs: Date.now() });
   for (;;) {
     try {
@@ -141,6 +152,10 @@ async function announce(store: Store, vault: string, { signal: given }: CallOpti
       return;
     } catch (error) {
       if (!hasCode(error, "COLLECTION_ACTIVE", "CONDITION_FAILED")) throw error;
+      if (error.code === "COLLECTION_ACTIVE") {
+        tell?.(collectionActive);
+        tell = undefined;
+      }
     }
     await delay(collectionTiming.headPollMs, undefined, { signal: given }).catch(() => undefined);
     throwIfAborted(given);

@@ -89,7 +89,7 @@ export class Healer {
    * may have been healed, and the others are unchanged.
    */
   async heal(chunks: readonly DamagedChunk[]): Promise<readonly HealOutcome[]> {
-    const { store, context, signal } = this.#options;
+    const { store, context, onNotice, signal } = this.#options;
     const claims = new FrameClaims(this.#patchOptions());
     const outcomes: HealOutcome[] = [];
     const orphans: number[] = [];
@@ -118,7 +118,7 @@ export class Healer {
     await release(store, context.document.vault, chunks.filter(isWhole), { signal });
     // A place that belongs to another chunk is sound.
     const left = chunks.filter((_chunk, index) => outcomes[index] !== undefined && outcomes[index] !== anothersPlace);
-    if (left.length > 0) await quarantine(store, context.document.vault, left, { signal });
+    if (left.length > 0) await quarantine(store, context.document.vault, left, { onNotice, signal });
     return chunks.map((_chunk, index) => outcomes[index]);
   }
 

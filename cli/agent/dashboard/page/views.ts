@@ -1,5 +1,6 @@
 /** The views beside the list of disks: what needs attention, vaults, failovers and jobs, the log. */
 import type { Finding, JobSummary, RunSummary, VaultStats } from "../../../../engine/index.ts";
+import type { AgentJobs, AgentRuns } from "../../failover-runs.ts";
 import type { AgentStatus, VaultStatus } from "../../supervisor.ts";
 import type { LogEntry } from "../history.ts";
 import { type Action, offer } from "./actions.ts";
@@ -201,11 +202,12 @@ export class FailoversView {
 
   async #load(): Promise<void> {
     try {
-      const [{ runs }, { jobs }] = await Promise.all([
-        ask<{ readonly runs: readonly RunSummary[] }>("/v1/failover"),
-        ask<{ readonly jobs: readonly JobSummary[] }>("/v1/jobs"),
+      const [{ runs, failures }, { jobs }] = await Promise.all([
+        ask<AgentRuns>("/v1/failover"),
+        ask<AgentJobs>("/v1/jobs"),
       ]);
-      [this.#runs, this.#jobs, this.#failure] = [runs, jobs, ""];
+      const failure = failures.map(({ vault, message, remedy }) => `Without vault ${vault}: ${message}. ${remedy}.`);
+      [this.#runs, this.#jobs, this.#failure] = [runs, jobs, failure.join(" ")];
     } catch (error) {
       if (!(error instanceof RequestFailed)) throw error;
       this.#failure = `${error.message}. ${error.error.remedy}`;

@@ -75,7 +75,7 @@ describe("the page", () => {
     expect(await json("/v1/status")).toMatchObject({ health: "Normal", disks: [{ disk: "disk-1" }] });
     expect(await json("/v1/points/disk-1")).toEqual({ disk: "disk-1", points: listedPoints("disk-1", 3) });
     expect(await json("/v1/vaults/main")).toEqual(rig.engine.stats);
-    expect(await json("/v1/failover")).toEqual({ runs: [], plans: [] });
+    expect(await json("/v1/failover")).toEqual({ runs: [], plans: [], failures: [] });
     expect((await rig.send("GET", "/v1/points/none")).status).toBe(404);
     expect((await rig.send("POST", "/v1/stop")).status).toBe(403);
     expect((await rig.send("GET", "/metrics")).status).toBe(404);

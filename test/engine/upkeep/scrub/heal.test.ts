@@ -5,9 +5,11 @@
 
 import fc from "fast-check";
 import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import type { Notice } from "../../../../engine/notice.ts";
 import { Catalog } from "../../../../engine/pipeline/catalog.ts";
 import { fromHex } from "../../../../engine/store/format/checksum.ts";
 import { decodeHead, documentBytesMax, encodeHead } from "../../../../engine/store/format/documents.ts";
+import { takeCollectorLease } from "../../../../engine/store/segments/collector-lease.ts";
 import type { VerifySummary } from "../../../../engine/upkeep/scrub/verify.ts";
 import type { Vault } from "../../../../engine/vault.ts";
 import { CrashError, FaultySink } from "../../../../sink/faults.ts";
@@ -117,6 +119,21 @@ describe("a damaged chunk", () => {
     const before = contentOfSegments(store);
     await heal(new ModelDisk(contentOf(sizeBytes, 99)));
     expect(changedSegments(store, before)).toEqual([]);
+  });
+
+  test("that is left is made known to writers after a collection, and the healing says that it waits for that", async () => {
+    invert(store, first, inPayload);
+    const collector = await takeCollectorLease(await modelStore(line.current), undefined);
+    const notices: string[] = [];
+    const ended: Promise<void>[] = [];
+    const onNotice = ({ code, message }: Notice): void => {
+      notices.push(`${code}: ${message}`);
+      ended.push(collector[Symbol.asyncDispose]());
+    };
+    const source = new ModelDisk(contentOf(sizeBytes, 99));
+    expect(left(await vault.verify({ disk: "d", source, heal: true, onNotice }))).toEqual([3, 2, 1]);
+    await Promise.all(ended);
+    expect(notices).toEqual([expect.stringMatching(/^COLLECTION_ACTIVE: .*waiting/)]);
   });
 
   test("is not touched when it was only misread", async () => {
