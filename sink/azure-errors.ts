@@ -131,16 +131,6 @@ const refusals: ReadonlyMap<string, Refusal> = new Map<string, Refusal>(
       "it is in the archive tier",
       "bring it back with `az storage blob set-tier --tier Hot`, and exclude the container from the rule that archives",
     ],
-    BlobBeingRehydrated: [
-      "STORE_REFUSED",
-      "it is on its way back from the archive tier",
-      "wait until it is back, then run the command again",
-    ],
-    PendingCopyOperation: [
-      "STORE_REFUSED",
-      "another program copies into it",
-      "wait until it is done, then run the command again",
-    ],
     LeaseIdMissing: [
       "LEASE_HELD",
       "another holder has its lease",
