@@ -1,8 +1,6 @@
-/**
- * Capacity plan as one page: HTML without scripts and without a request, plots as inline SVG, light
- * and dark by the reader's preference, printable.
- */
+/** Capacity plan as a page, with plots as SVG. */
 import { tidemarkVersion } from "../../engine/index.ts";
+import { escaped, figuresTable, htmlPage, htmlPlot } from "../html-page.ts";
 import { formatBytes, formatCount, formatNumberOf } from "../quantities.ts";
 import { type CapacityPlan, type PlannedLine } from "./plan.ts";
 import {
@@ -17,36 +15,8 @@ import {
   roomText,
 } from "./report-text.ts";
 
-const style = `
-:root {
-  color-scheme: light dark;
-  --ink: #1b1f24; --pale: #5d6670; --rule: #d5dae0; --sheet: #fff;
-  --a: #0b63ce; --b: #b3400a; --c: #1a7f37; --d: #8250df;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --ink: #e6e9ed; --pale: #9aa4af; --rule: #3a424b; --sheet: #14181d;
-    --a: #6cb0ff; --b: #ff9d66; --c: #58c878; --d: #c39bff;
-  }
-}
-body {
-  font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--sheet);
-  max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
-}
-h1 { font-size: 1.5rem }
-h2 { font-size: 1.1rem; margin: 2rem 0 .5rem }
-p { color: var(--pale) }
-.wide { overflow-x: auto; margin: 1rem 0 }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
-th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(--rule); white-space: nowrap }
-th:first-child, td:first-child { text-align: left }
-th { font-weight: 600; color: var(--pale) }
-svg { width: 100%; min-width: 34rem; height: auto; display: block }
-svg text { font: 12px system-ui, sans-serif; fill: var(--pale) }
-svg .rule { stroke: var(--rule) }
-svg .line { fill: none; stroke-width: 2; stroke-linejoin: round }
-svg .mark { stroke-dasharray: 5 4 }
-@media print { body { margin: 0 } h2 { break-after: avoid } svg, tr { break-inside: avoid } }`;
+const style = `:root{--a:light-dark(#0b63ce,#6cb0ff);--b:light-dark(#b3400a,#ff9d66);--c:light-dark(#1a7f37,#58c878)
+;--d:light-dark(#8250df,#c39bff)}.mark{stroke-dasharray:5 4}`;
 
 /** The page. `time` shows times that are in ISO 8601. */
 export function capacityPage(plan: CapacityPlan, time: (iso: string) => string): string {
@@ -101,13 +71,10 @@ export function capacityPage(plan: CapacityPlan, time: (iso: string) => string):
     })),
     marks: [],
   });
-  return `<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>Capacity plan</title><style>${style}</style></head><body><main>
-<h1>Capacity plan</h1>
+  const body = `<h1>Capacity plan</h1>
 <p>${escaped(introduction(plan, time))}</p>
 <h2>Line for an objective</h2>
-${tableOf(
+${figuresTable(
   ["RPO", "A point every", "Always", "95 % of the time", "90 % of the time"],
   objectives.map(({ rpoMs, cycleMs, needed }) => [
     formatSpan(rpoMs),
@@ -119,7 +86,7 @@ ${tableOf(
 )}
 ${shipped}
 <h2>What a line reaches</h2>
-${tableOf(
+${figuresTable(
   [
     "Line",
     "RPO always",
@@ -140,7 +107,7 @@ ${tableOf(
 ${batchesOf(lines)}
 ${limitsOf(plan)}
 <h2>What is stored</h2>
-${tableOf(
+${figuresTable(
   ["Retention", "Points", "After 30 days", "Write requests", "Read requests", "Cost of 30 days"],
   storage.map((stored) => [
     stored.retention,
@@ -153,7 +120,7 @@ ${tableOf(
 )}
 ${storedPlot}
 <h2>Disks</h2>
-${tableOf(
+${figuresTable(
   ["Disk", "Source", "Size", "Data", "First replication", "Written", "Changed", "Stored"],
   plan.disks.map((disk) => [
     disk.disk,
@@ -167,9 +134,8 @@ ${tableOf(
   ]),
 )}
 ${changed}
-<p>${caveatsOf(plan).map(escaped).join(" ")}</p>
-</main></body></html>
-`;
+<p>${caveatsOf(plan).map(escaped).join(" ")}</p>`;
+  return htmlPage("Capacity plan", body, style);
 }
 
 /** Empty where nothing is needed of any limit. */
@@ -182,7 +148,7 @@ function limitsOf({ limits }: CapacityPlan): string {
     limitValue(limit, limit.peak),
     roomText(limit),
   ]);
-  return `<h2>What binds first</h2>\n${tableOf(["Limit", "Allows", "Needed at most", "Room"], rows)}`;
+  return `<h2>What binds first</h2>\n${figuresTable(["Limit", "Allows", "Needed at most", "Room"], rows)}`;
 }
 
 function introduction({ disks, coveredMs, from, to, growth }: CapacityPlan, time: (iso: string) => string): string {
@@ -194,7 +160,7 @@ function introduction({ disks, coveredMs, from, to, growth }: CapacityPlan, time
 function batchesOf(lines: readonly PlannedLine[]): string {
   const several = lines.filter(({ first }) => first !== null && (first.batches.length > 1 || !first.inGoal));
   if (several.length === 0) return "";
-  return tableOf(
+  return figuresTable(
     ["Line", "Batch", "Disks", "Takes"],
     several.flatMap(({ bytesPerSecond, first }) =>
       (first?.batches ?? []).map(({ disks, ms }, index) => [
@@ -239,7 +205,7 @@ function plotOf({ title, x, y, curves, marks }: Plot): string {
   const textAt = (x: number, y: number, anchor: string, content: string): string =>
     `<text x="${x}" y="${y}" text-anchor="${anchor}">${content}</text>`;
   const rules = Array.from({ length: Math.round(yMax / yStep) + 1 }, (_, index) => index * yStep).map(
-    (value) => ruleAt(value, 'class="rule"') + textAt(left - 8, toY(value) + 4, "end", compact(value)),
+    (value) => ruleAt(value, 'class="grid"') + textAt(left - 8, toY(value) + 4, "end", compact(value)),
   );
   const xStep = stepOf(last - first);
   const ticks = x.logarithmic
@@ -257,15 +223,16 @@ function plotOf({ title, x, y, curves, marks }: Plot): string {
     const places = points.map(([at, value]) => `${toX(at)},${toY(value)}`).join(" ");
     return `<polyline class="line" style="stroke:${colour}" points="${places}"/>`;
   });
-  return `<div class="wide"><svg viewBox="0 0 ${width} ${height}" role="img" aria-label="${escaped(title)}">
-${rules.join("")}
-${labels.join("")}
-${textAt(left, 14, "start", y)}
-${textAt(width - right, height - 4, "end", x.label)}
-${textAt(width - right, 14, "end", legend.join(""))}
-${lines.join("")}
-${marks.map(({ colour, value }) => ruleAt(value, `class="line mark" style="stroke:${colour}"`)).join("")}
-</svg></div>`;
+  const parts = [
+    ...rules,
+    ...labels,
+    textAt(left, 14, "start", y),
+    textAt(width - right, height - 4, "end", x.label),
+    textAt(width - right, 14, "end", legend.join("")),
+    ...lines,
+    ...marks.map(({ colour, value }) => ruleAt(value, `class="line mark" style="stroke:${colour}"`)),
+  ];
+  return htmlPlot(width, height, title, parts.join(""));
 }
 
 /** 1, 2 or 5 times a power of ten, so that about four to eight steps make `range`. */
@@ -274,14 +241,6 @@ function stepOf(range: number): number {
   const power = 10 ** Math.floor(Math.log10(range / 4));
   const lead = range / 4 / power;
   return (lead >= 5 ? 5 : lead >= 2 ? 2 : 1) * power;
-}
-
-function tableOf(heading: readonly string[], rows: readonly (readonly string[])[]): string {
-  const cells = (tag: "td" | "th", row: readonly string[]): string =>
-    row.map((cell) => `<${tag}>${escaped(cell)}</${tag}>`).join("");
-  return `<div class="wide" tabindex="0"><table><thead><tr>${cells("th", heading)}</tr></thead><tbody>${rows
-    .map((row) => `<tr>${cells("td", row)}</tr>`)
-    .join("")}</tbody></table></div>`;
 }
 
 function megabits(bytesPerSecond: number): number {
@@ -294,8 +253,4 @@ function compact(value: number): string {
 
 function round(value: number): number {
   return Math.round(value * 10) / 10;
-}
-
-function escaped(text: string): string {
-  return text.replace(/[&<>"']/g, (character) => `&#${character.codePointAt(0) ?? 0};`);
 }

@@ -1,17 +1,10 @@
 /**
  * Report of a plan's run as one page of HTML that needs nothing else: what was reached against the
  * objectives, every step with its output, the points, the notes, and the plan as it was.
- *
- * Invariant: every text of a user, a command or the vault is escaped. The page holds no script.
  */
 import type { PlanRunSummary } from "../../engine/index.ts";
+import { escaped, htmlPage, htmlTable } from "../html-page.ts";
 import { formatDuration } from "../quantities.ts";
-
-const style = `body{font:15px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem;color:#1a1a1a}
-table{border-collapse:collapse;width:100%;margin:.5rem 0 1.5rem}
-th,td{border:1px solid #ccc;padding:.3rem .5rem;text-align:left;vertical-align:top;overflow-wrap:break-word}
-.wide{overflow-x:auto}th{background:#f3f3f3;white-space:nowrap}pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f7f7f7;padding:.5rem;margin:0}
-.yes{color:#126b2c}.no{color:#a61b1b;font-weight:600}@media print{body{margin:0}}`;
 
 /** The page. `planText` is the file of the plan as the run keeps it. */
 export function planPage(run: PlanRunSummary, planText: string): string {
@@ -62,29 +55,18 @@ export function planPage(run: PlanRunSummary, planText: string): string {
       ].join("<br>"),
     ]);
     const title = `<h3>${escaped(`${job.operation}: ${job.state}, ${job.startTime} to ${job.endTime ?? "now"}`)}</h3>`;
-    return title + table(["Step", "Group", "Phase", "What", "State", "Begun", "Took", "Result"], rows);
+    return title + htmlTable(["Step", "Group", "Phase", "What", "State", "Begun", "Took", "Result"], rows);
   });
   const notes = run.notes.map(({ time, text }) => [escaped(time), escaped(text)]);
-  return `<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>${escaped(`Recovery plan ${run.plan}, run ${run.run}`)}</title><style>${style}</style></head><body><main>
-<h1>${escaped(`Recovery plan ${run.plan}`)}</h1>
-${table(
+  const body = `<h1>${escaped(`Recovery plan ${run.plan}`)}</h1>
+${htmlTable(
   [],
   facts.map(([name, text]) => [`<b>${name}</b>`, text]),
-)}<h2>Machines</h2>${table(["Machine", "Group", "Run", "State", "Disks", "RPO", "RTO"], machines)}
+)}<h2>Machines</h2>${htmlTable(["Machine", "Group", "Run", "State", "Disks", "RPO", "RTO"], machines)}
 <h2>Steps</h2>${jobs.join("\n")}
-<h2>Notes</h2>${notes.length === 0 ? "<p>none</p>" : table(["Time", "Note"], notes)}
-<h2>The plan as it was</h2><pre>${escaped(planText)}</pre>
-</main></body></html>
-`;
-}
-
-/** Cells are HTML. */
-function table(heading: readonly string[], rows: readonly (readonly string[])[]): string {
-  const head = heading.length === 0 ? "" : `<tr>${heading.map((name) => `<th>${name}</th>`).join("")}</tr>`;
-  const body = rows.map((row) => `<tr>${row.map((cell) => `<td>${cell}</td>`).join("")}</tr>`);
-  return `<div class="wide" tabindex="0"><table>${head}${body.join("\n")}</table></div>`;
+<h2>Notes</h2>${notes.length === 0 ? "<p>none</p>" : htmlTable(["Time", "Note"], notes)}
+<h2>The plan as it was</h2><pre>${escaped(planText)}</pre>`;
+  return htmlPage(`Recovery plan ${run.plan}, run ${run.run}`, body);
 }
 
 function against(ms: number, objective: number | null): string {
@@ -93,8 +75,4 @@ function against(ms: number, objective: number | null): string {
 
 function mark(isGood: boolean): string {
   return isGood ? '<span class="yes">yes</span>' : '<span class="no">no</span>';
-}
-
-function escaped(text: string): string {
-  return text.replace(/[&<>"']/g, (character) => `&#${character.charCodeAt(0)};`).replace(/[^\P{Cc}\n\t]/gu, "�");
 }

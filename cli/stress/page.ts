@@ -1,21 +1,15 @@
 /**
- * Page of a run: one HTML file that needs no network, with plots as SVG, in light and dark.
+ * Page of a run, with plots as SVG.
  *
  * A plot is a polyline on a grid of fixed size; the browser scales it.
  */
+import { escaped, figuresTable, htmlPage, htmlPlot } from "../html-page.ts";
 import { formatBytes, formatCount, formatDuration } from "../quantities.ts";
 import { latencyText, type StressReport } from "./report.ts";
 
 const plot = { width: 640, height: 120, left: 70, bottom: 18 } as const;
 
-const style = `:root{color-scheme:light dark;background:light-dark(#fff,#14161a);font:15px/1.45 system-ui,sans-serif}
-body{max-width:52rem;margin:2rem auto;padding:0 1rem}h2{margin-top:2rem;font-size:1.1rem}
-.wide{overflow-x:auto}table{border-collapse:collapse;width:100%}th,td{padding:.2rem .5rem;text-align:right;white-space:nowrap;border-bottom:1px solid #8884}
-th:first-child,td:first-child{text-align:left}code{overflow-wrap:anywhere}
-.sound{color:light-dark(#06703a,#5c8)}.failed,.damaged{color:light-dark(#b3261e,#f88)}
-svg{display:block;width:100%;min-width:34rem;height:auto}svg text{font-size:11px;fill:currentColor}
-.grid{stroke:#8885}.line{fill:none;stroke:light-dark(#0b62c4,#6af);stroke-width:1.5}.fault{stroke:light-dark(#b3261e,#f88);stroke-dasharray:2 3}
-@media print{body{margin:0}}`;
+const style = `.fault{stroke:light-dark(#b3261e,#f88);stroke-dasharray:2 3}`;
 
 /** The report as a page. */
 export function stressPage(report: StressReport): string {
@@ -45,12 +39,12 @@ export function stressPage(report: StressReport): string {
     "<h2>Memory of the agent</h2>",
     plotOf(series("agentRssBytes"), faults, formatBytes),
     "<h2>Faults</h2>",
-    tableOf(
+    figuresTable(
       ["fault", "planned", "fired", "recovered after"],
       report.faults.map(({ kind, planned, fired }) => [kind, planned, fired, recoveriesOf(report, kind)]),
     ),
     "<h2>Requests to the store</h2>",
-    tableOf(
+    figuresTable(
       ["operation", "count", "failed", "p50", "p99", "max", "sent", "received"],
       requests.map((one) => [
         one.operation,
@@ -62,16 +56,12 @@ export function stressPage(report: StressReport): string {
       ]),
     ),
     "<h2>Beside the load</h2>",
-    tableOf(
+    figuresTable(
       ["operation", "done", "refused"],
       report.upkeep.map(({ operation, done, refused }) => [operation, done, refused]),
     ),
   ];
-  return `<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>tidemark stress: ${verdict}</title><style>${style}</style></head>
-<body><main>${body.join("\n")}</main></body></html>
-`;
+  return htmlPage(`tidemark stress: ${verdict}`, body.join("\n"), style);
 }
 
 type Series = readonly { readonly atMs: number; readonly value: number }[];
@@ -101,11 +91,7 @@ function plotOf(
     `<text x="${plot.left}" y="${textY}">0 s</text>` +
     `<text x="${plot.width}" y="${textY}" text-anchor="end">${formatDuration(endMs)}</text>`;
   const label = `over ${formatDuration(endMs)}, at most ${format(top)}`;
-  const parts = [...grid, ...marks, line, times].join("");
-  return (
-    `<div class="wide" tabindex="0"><svg viewBox="0 0 ${plot.width} ${plot.height}" role="img" ` +
-    `aria-label="${label}">${parts}</svg></div>`
-  );
+  return htmlPlot(plot.width, plot.height, label, [...grid, ...marks, line, times].join(""));
 }
 
 function recoveriesOf({ recoveries }: StressReport, kind: string): string {
@@ -113,17 +99,6 @@ function recoveriesOf({ recoveries }: StressReport, kind: string): string {
   return times.map(({ tookMs }) => (tookMs === null ? "never" : formatDuration(tookMs))).join(", ");
 }
 
-function tableOf(heads: readonly string[], rows: readonly (readonly (string | number)[])[]): string {
-  const cells = (tag: string, values: readonly (string | number)[]): string =>
-    `<tr>${values.map((value) => `<${tag}>${escaped(String(value))}</${tag}>`).join("")}</tr>`;
-  const body = cells("th", heads) + rows.map((row) => cells("td", row)).join("");
-  return `<div class="wide" tabindex="0"><table>${body}</table></div>`;
-}
-
 function list(items: readonly string[]): string {
   return items.length === 0 ? "" : `<ul>${items.map((item) => `<li>${escaped(item)}</li>`).join("")}</ul>`;
-}
-
-function escaped(text: string): string {
-  return text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
 }
