@@ -6,7 +6,7 @@
  */
 
 const style = `:root{color-scheme:light dark;background:light-dark(#fff,#14181d);font:15px/1.5 system-ui,sans-serif}
-body{max-width:60rem;margin:2rem auto;padding:0 1rem}h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem;break-after:avoid}
+body{max-width:60rem;margin:2rem auto;padding:0 1rem}h1{font-size:1.5rem}h2{font-size:1.1rem;margin-top:2rem;break-after:avoid}h3{font-size:1rem}
 .wide{overflow-x:auto;margin:1rem 0}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{text-align:left;vertical-align:top;padding:.3rem .6rem;border-bottom:1px solid #8884}th{white-space:nowrap}
 .figures :is(td,th)+*{text-align:right;white-space:nowrap}
