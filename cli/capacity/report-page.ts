@@ -15,8 +15,8 @@ import {
   roomText,
 } from "./report-text.ts";
 
-const style = `:root{--a:light-dark(#0b63ce,#6cb0ff);--b:light-dark(#b3400a,#ff9d66);--c:light-dark(#1a7f37,#58c878)
-;--d:light-dark(#8250df,#c39bff)}.mark{stroke-dasharray:5 4}`;
+const style = `:root{--a:light-dark(#0b63ce,#6cb0ff);--b:light-dark(#b3400a,#ff9d66);--c:light-dark(#1a7f37,#58c878);
+--d:light-dark(#8250df,#c39bff)}.mark{stroke-dasharray:5 4}`;
 
 /** The page. `time` shows times that are in ISO 8601. */
 export function capacityPage(plan: CapacityPlan, time: (iso: string) => string): string {

@@ -3,11 +3,11 @@
  * kernel counts.
  */
 
-import { execFileSync } from "node:child_process";
-import { copyFile, mkdtemp, open, rm, truncate, writeFile } from "node:fs/promises";
+import { mkdtemp, open, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeEach, describe, expect, it } from "vitest";
+import type { FileIdentity } from "../../../../engine/disk/source/file-identity.ts";
 import { LiveFile } from "../../../../engine/disk/source/live-file.ts";
 import type { QuiescenceSignature } from "../../../../engine/disk/source/quiescence.ts";
 import { DirtyBitmap, regionBytes } from "../../../../engine/disk/tracking/dirty-bitmap.ts";
@@ -27,8 +27,10 @@ let image = "";
 beforeEach(async () => {
   folder = await mkdtemp(join(tmpdir(), "tidemark-device-"));
   image = join(folder, "disk.img");
-  await writeFile(image, "");
-  await truncate(image, sizeBytes);
+  for (const path of [image, join(folder, "other.img")]) {
+    await writeFile(path, "");
+    await truncate(path, sizeBytes);
+  }
 });
 
 afterEach(async () => {
@@ -82,29 +84,24 @@ describe("a device that was stopped cleanly", () => {
 
 describe("a device that a crash left", () => {
   it("is known by its marks while it is the same, and compared when its name is another device's", async (context) => {
-    const loop = attachLoop(image);
-    if ("reason" in loop) return context.skip(`no device to test with: ${loop.reason}`);
+    const [one, other] = [attachLoop(image), attachLoop(join(folder, "other.img"))];
     try {
-      const { disk } = await protect(loop.path);
+      if ("reason" in one) return context.skip(`no device to test with: ${one.reason}`);
+      if ("reason" in other) return context.skip(`no second device to test with: ${other.reason}`);
+      const { disk, identity } = await protect(one.path);
       const cut = await disk.cut({ exact: false });
       await disk.expectPoint(base);
       cut.committed(base);
       await disk.close();
-      const again = await protect(loop.path);
+      const again = await protect(one.path);
       expect(again.recovered).toMatchObject({ bases: [base] });
       await again.disk.close();
-    } finally {
-      loop.detach();
-    }
-    const other = join(folder, "other.img");
-    await copyFile(image, other);
-    execFileSync("losetup", [loop.path, other]);
-    try {
-      const renamed = await protect(loop.path);
+      const { path, rdev } = identity;
+      const renamed = await protect(other.path, { path, rdev });
       expect(reasonOf(renamed.recovered)).toContain("of another image");
       await renamed.disk.close();
     } finally {
-      loop.detach();
+      for (const device of [one, other]) if ("detach" in device) device.detach();
     }
   });
 });
@@ -125,10 +122,19 @@ async function track(
   );
 }
 
-async function protect(device: string): Promise<{ readonly disk: ProtectedDisk; readonly recovered: Recovered }> {
+/** Protects a device; `names` are those that it has now. */
+async function protect(
+  device: string,
+  names: Partial<FileIdentity> = {},
+): Promise<{ readonly disk: ProtectedDisk; readonly recovered: Recovered; readonly identity: FileIdentity }> {
   const backing = await LiveFile.open(device);
-  const identity = { vault: "0".repeat(32), disk: "disk", sizeBytes: backing.sizeBytes, image: backing.identity() };
-  const { file: tracking, recovered } = await TrackingFile.open(join(folder, "tracking"), identity);
+  const identity = { ...backing.identity(), ...names };
+  const { file: tracking, recovered } = await TrackingFile.open(join(folder, "tracking"), {
+    vault: "0".repeat(32),
+    disk: "disk",
+    sizeBytes: backing.sizeBytes,
+    image: identity,
+  });
   const known = recovered.kind === "unknown" ? undefined : recovered;
   const dirty = known?.dirty ?? new DirtyBitmap(sizeBytes);
   const disk = ProtectedDisk.open({
@@ -140,5 +146,5 @@ async function protect(device: string): Promise<{ readonly disk: ProtectedDisk; 
     settleMs: 0,
     barrierMsMax: 60_000,
   });
-  return { disk, recovered };
+  return { disk, recovered, identity };
 }
