@@ -149,8 +149,6 @@ describe("a blob that does not take a change", () => {
     ["BlobImmutableDueToPolicy", 409, "ACCESS_REFUSED", "container without"],
     ["BlobImmutableDueToLegalHold", 409, "ACCESS_REFUSED", "container without"],
     ["BlobArchived", 409, "STORE_REFUSED", "az storage blob set-tier --tier Hot"],
-    ["BlobBeingRehydrated", 409, "STORE_REFUSED", "wait"],
-    ["PendingCopyOperation", 409, "STORE_REFUSED", "wait"],
     ["InvalidBlobType", 409, "DAMAGED", "tidemark verify"],
     ["LeaseIdMissing", 412, "LEASE_HELD", "az storage blob lease break"],
   ] as const)("says what %s is and what to do", async (code, status, becomes, remedy) => {
