@@ -323,6 +323,19 @@ export class Effects implements AsyncDisposable {
     else await back.discard();
   }
 
+  /** An image that is a mixture becomes the point. */
+  async #makeWhole(disk: string, isThere: boolean): Promise<void> {
+    if (isThere) await this.#endApply(disk);
+    const { isMixture, target } = this.#member(disk);
+    if (isMixture !== true) return;
+    // The log was damaged, or another process keeps it where this one does not look.
+    if (isThere) await this.#bringBack(disk);
+    else {
+      const message = `${target.path} is gone; if it comes back, it is a mixture of two points`;
+      this.#notify({ code: "SOURCE_UNREACHED", message });
+    }
+  }
+
   /** Begins an image as the point. What stands there is of an interrupted try, or of another point. */
   async #beginInstant(member: RunMember, owned: OwnedTarget): Promise<void> {
     const { disk, point, target, held } = member;
@@ -409,11 +422,9 @@ export class Effects implements AsyncDisposable {
   async removeTargets(): Promise<void> {
     const { kind, members } = this.#held.document;
     for (const { disk, target } of members) {
-      if (kind === "failback") await this.#endApply(disk);
-      // The log was damaged, or another process keeps it where this one does not look.
-      if (this.#member(disk).isMixture === true) await this.#bringBack(disk);
       const member = this.#member(disk);
       const owned = ownedTargetOf(this.#context, this.#held.document, member);
+      if (kind === "failback") await this.#makeWhole(disk, await owned.exists());
       // Of an image that has gone, a store that went back may hold the pin again.
       if (target.kind === "instant" && ((await owned.isOwned()) || (await owned.remains()).length === 0))
         await discardImage(this.#context, { ...this.#operation, disk, image: target.path });

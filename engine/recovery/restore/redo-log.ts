@@ -10,8 +10,8 @@
  *
  * A marker says: the image with everything above is this point, whole. It is written after a sync of
  * the data, so all that stands above a marker is durable. What stands behind the last marker is
- * forgotten when the log is opened, before its apply has begun. The first record says what the image was when the log was begun;
- * a log whose image has changed since is thrown away.
+ * forgotten when the log is opened; once the apply has begun nothing stands there. The first record
+ * says what the image was when the log was begun; a log whose image has changed since is thrown away.
  *
  * A record has 40 bytes: magic and kind (8), offset (8), length (8), where its bytes begin in the
  * data (8), their CRC-32 (4), and that of the record before it (4), all little-endian. The text of a
