@@ -71,11 +71,10 @@ export async function askVaults<Found extends OfVaults>(
   agent: string,
   path: string,
 ): Promise<Found> {
-  const answer = await askAgent(agent, { method: "GET", path, signal });
-  const { failures = [] } = answer as Partial<OfVaults>; // an agent of an earlier version does not tell
-  for (const { vault, message, remedy } of failures)
+  const answer = (await askAgent(agent, { method: "GET", path, signal })) as Found;
+  for (const { vault, message, remedy } of answer.failures)
     output.notice({ code: "VAULT_SKIPPED", message: `the vault ${vault} is left out: ${message}; ${remedy}` });
-  return answer as Found;
+  return answer;
 }
 
 export function withAgentOption(command: Command): Command {

@@ -323,7 +323,7 @@ export class Effects implements AsyncDisposable {
     else await back.discard();
   }
 
-  /** An image that is a mixture becomes the point. */
+  /** Brings an old image that is a mixture to the point. Of one that is gone it is only said. */
   async #makeWhole(disk: string, isThere: boolean): Promise<void> {
     if (isThere) await this.#endApply(disk);
     const { isMixture, target } = this.#member(disk);

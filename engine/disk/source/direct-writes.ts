@@ -1,10 +1,9 @@
 /**
- * Writes past the page cache (O_DIRECT), for an image that is begun and that no other process
- * writes: the system copies nothing, and keeps in its memory what other programs use.
+ * Direct I/O: writes past the page cache (O_DIRECT), for a new image that no other process reads or
+ * writes. Nothing is copied into the cache, and what other programs have there stays.
  *
- * Whole units go past the cache, what is left of a write at its ends goes through it: so a page of
- * memory never holds bytes of both. Where the file system or the device refuses, everything goes
- * through the cache.
+ * The whole units of a write go past the cache, its ends go through it, so no page of memory is
+ * written both ways. Where the file system or the device refuses, everything goes through the cache.
  */
 import { constants } from "node:fs";
 import { systemCode } from "../../errors.ts";

@@ -16,7 +16,10 @@ export interface FileIdentity {
   readonly rdev: string;
   /** Absolute, without symbolic links. */
   readonly path: string;
-  /** What the kernel tells of a device that is to be written, and of no other one; absent: nothing. */
+  /**
+   * Serial number of a live block device, or what else the kernel tells it from others by. Absent
+   * where it tells nothing, and for a source that is only read.
+   */
   readonly serial?: string | undefined;
 }
 

@@ -97,8 +97,8 @@ export interface RunMember {
    */
   readonly held: { readonly point: string; readonly signature: string | null } | null;
   /**
-   * Of a failback, from the first write to the old image until it is the point: without its redo log
-   * no cancel leaves the image as it is.
+   * Set before a failback first writes the old image, until the image is the point. A cancel has to
+   * make such an image whole, with or without its redo log.
    */
   readonly isMixture?: boolean | undefined;
   /**

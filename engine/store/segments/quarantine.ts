@@ -33,7 +33,7 @@ import { takeCollectorLease } from "./collector-lease.ts";
 
 const collectionActive: Notice = {
   code: "COLLECTION_ACTIVE",
-  message: "a garbage collection runs; damaged chunks are made known to writers when it has ended, waiting for it",
+  message: "waiting for a garbage collection to end; damaged chunks are made known to writers after it",
 };
 
 /** The quarantine as a catalog knows it. */
@@ -137,12 +137,8 @@ function quarantineOf(vault: string, segment: string): SharedDocument<Quarantine
  * Writes a new collection id, after a collection that is running: its writers may have acted on its id
  * before the lists were written, and it waits for no other id.
  */
-async function announce(
-  store: Store,
-  vault: string,
-  { onNotice = () => undefined, signal: given }: NoticeOptions,
-): Promise<void> {
-  let tell: typeof onNotice | undefined = onNotice;
+async function announce(store: Store, vault: string, { onNotice, signal: given }: NoticeOptions): Promise<void> {
+  let isTold = false;
   const bytes = encodeCollection({ vault, collection: toHex(randomBytes(16)), startedMs: Date.now() });
   for (;;) {
     try {
@@ -152,10 +148,9 @@ async function announce(
       return;
     } catch (error) {
       if (!hasCode(error, "COLLECTION_ACTIVE", "CONDITION_FAILED")) throw error;
-      if (error.code === "COLLECTION_ACTIVE") {
-        tell?.(collectionActive);
-        tell = undefined;
-      }
+      const isCollecting = error.code === "COLLECTION_ACTIVE";
+      if (isCollecting && !isTold) onNotice?.(collectionActive);
+      isTold ||= isCollecting;
     }
     await delay(collectionTiming.headPollMs, undefined, { signal: given }).catch(() => undefined);
     throwIfAborted(given);
