@@ -75,7 +75,11 @@ export async function openVaultForRepair(sink: Sink, options: VaultOptions): Pro
   throw failure;
 }
 
-/** Opens the vault, or creates it where no encrypted one has been. Errors: as both. */
+/**
+ * Opens the vault, or creates it where this machine has seen none: the file system of one that is gone
+ * may not be mounted. A store that forgets what it acknowledged just now may have forgotten a vault, too, so
+ * there only an encrypted one is missed. Errors: as both.
+ */
 export async function openOrCreateVault(sink: Sink, options: VaultOptions & VaultParameters): Promise<Unlocked> {
   try {
     const opened = await openVault(sink, options);
@@ -84,7 +88,9 @@ export async function openOrCreateVault(sink: Sink, options: VaultOptions & Vaul
   } catch (error) {
     if (!hasCode(error, "VAULT_NOT_FOUND")) throw error;
     const kept = await documentCopy(options.stateFolder, sink.description).read();
-    if (kept !== undefined && isEncrypted(kept) && options.encryption === undefined) throw encryptedGone(error);
+    const { settlingMs } = sink.capabilities;
+    if (kept !== undefined && (settlingMs === 0 || (isEncrypted(kept) && options.encryption === undefined)))
+      throw gone(error);
   }
   try {
     return await createVault(sink, options);
@@ -124,9 +130,10 @@ function refuseOlder(found: VaultDocument, kept: VaultDocument | undefined, desc
   });
 }
 
-function encryptedGone(cause: TidemarkError): TidemarkError {
-  return new TidemarkError("VAULT_NOT_FOUND", `${cause.message}, and an encrypted one is expected there`, {
-    remedy: "check the address, or create the vault with `tidemark vault init --encrypt`",
+function gone(cause: TidemarkError): TidemarkError {
+  return new TidemarkError("VAULT_NOT_FOUND", `${cause.message}, where this machine has used one`, {
+    remedy:
+      "check the address, and that its file system is mounted; where the vault was removed on purpose, create a new one with `tidemark vault init`",
     cause,
   });
 }

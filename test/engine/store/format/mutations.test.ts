@@ -16,7 +16,7 @@ import { byDepth } from "../../../depth.ts";
 import { numbersFrom, vaultId } from "../../../engine-model.ts";
 import * as samples from "./samples.ts";
 
-const mutations = byDepth(1_600, 250_000);
+const mutations = byDepth(1_600, 60_000);
 const seed = byDepth(20_261_129, randomInt(2 ** 31));
 const heapGrowthMax = 256 * 1024 * 1024;
 

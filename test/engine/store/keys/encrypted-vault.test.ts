@@ -399,8 +399,11 @@ it("is not replaced by one without encryption where the store has lost it", asyn
   const vault = await openModelVault(connect(), { ...encrypted, stateFolder: state });
   await vault.keys.enroll();
   memory = new MemoryStore();
-  for (const keys of [undefined, encrypted.keys])
-    await expectCode(Vault.openOrCreate(connect(), { stateFolder: state, keys }), "VAULT_NOT_FOUND");
+  for (const settlingMs of [0, 1_000])
+    for (const keys of [undefined, encrypted.keys]) {
+      const sink = new MemorySink({ store: memory, settlingMs });
+      await expectCode(Vault.openOrCreate(sink, { stateFolder: state, keys }), "VAULT_NOT_FOUND");
+    }
 });
 
 async function refusal(work: Promise<unknown>): Promise<TidemarkError> {

@@ -6,7 +6,7 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { afterEach, beforeEach, describe, expect, test } from "vitest";
+import { afterEach, beforeEach, describe, expect, onTestFinished, test } from "vitest";
 import type { Notice } from "../../../../engine/notice.ts";
 import { decodeVault, encodeVault } from "../../../../engine/store/format/documents.ts";
 import { identityFaults, mendIdentity } from "../../../../engine/store/points/identity.ts";
@@ -27,6 +27,7 @@ import {
   replicateNoted,
 } from "../../../model-disk.ts";
 import { expectCode } from "../../../sink/expectations.ts";
+import { createFolder, removeFolder } from "../../../temporary-folder.ts";
 import { tamperObject } from "../../upkeep/scrub/tamper.ts";
 
 const name = "vault.json";
@@ -113,6 +114,18 @@ describe("vault.json", () => {
     await empty.putObject("somebody/else", Buffer.from("x"), { ifAbsent: true });
     await expectCode(Vault.open(empty), "VAULT_NOT_FOUND");
     await (await Vault.create(empty)).close();
+  });
+
+  test("that this machine has used is not created where it is gone, unless the store may have forgotten it", async () => {
+    const stateFolder = createFolder("identity-state");
+    onTestFinished(async () => await removeFolder(stateFolder));
+    const on = (settlingMs: number): MemorySink => new MemorySink({ store: new MemoryStore(), settlingMs });
+    await (await Vault.openOrCreate(on(0), { stateFolder })).close();
+    await expectCode(Vault.openOrCreate(on(0), { stateFolder }), "VAULT_NOT_FOUND");
+    await (await Vault.openOrCreate(on(1_000), { stateFolder })).close();
+    const again = on(0);
+    await (await Vault.create(again, { stateFolder })).close();
+    await (await Vault.openOrCreate(again, { stateFolder })).close();
   });
 
   test("that is created while we look is opened", async () => {
