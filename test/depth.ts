@@ -2,8 +2,8 @@
  * Depth of the tests: the one place that decides how many repetitions, runs and crash points a test has.
  *
  * The environment variable `TIDEMARK_TEST_DEPTH` is `quick`, the default, or `deep`. A quick run kills
- * less often and samples its sweeps; a deep run takes every call, and has the tests of deep-test.ts.
- * Of the longest sweeps a deep run takes a sample, too: another one each day, so that the days
+ * less often; a deep run has the tests of deep-test.ts, too. Both sample their sweeps, a quick run a
+ * few calls and always the same ones, a deep run more of them and others each day, so that the days
  * together take every call. `TIDEMARK_TEST_DAY` repeats the sample of a day.
  *
  * Invariant: a sample always contains the first and the last call, and the same number of calls
@@ -13,6 +13,8 @@ import process from "node:process";
 
 /** How many calls of a sweep a quick run takes unless a test says otherwise. */
 const quickCalls = 3;
+/** How many a deep run takes. */
+const deepCalls = 12;
 /** A quick run has one run of a property test for each so many of a deep run. */
 const runsPerQuickRun = 10;
 
@@ -44,7 +46,7 @@ export function callsOf(
   first: number,
   last: number,
   quickCount: number = quickCalls,
-  deepCount: number = Infinity,
+  deepCount: number = deepCalls,
 ): readonly number[] {
   const calls = Array.from({ length: Math.max(0, last - first + 1) }, (_, index) => first + index);
   return sampleOf(calls, quickCount, deepCount);
@@ -57,7 +59,7 @@ export function callsOf(
 export function sampleOf<Item>(
   items: readonly Item[],
   quickCount: number = quickCalls,
-  deepCount: number = Infinity,
+  deepCount: number = deepCalls,
 ): readonly Item[] {
   const count = byDepth(quickCount, deepCount);
   if (items.length <= count) return items;

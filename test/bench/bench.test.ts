@@ -9,11 +9,10 @@ import { median } from "../../bench/steps.ts";
 import { DirectorySink } from "../../sink/index.ts";
 import { MemorySink, MemoryStore } from "../../sink/testing.ts";
 import { deepTest } from "../deep-test.ts";
-import { byDepth } from "../depth.ts";
 
 const mib = 1024 * 1024;
 const imageBytes = 24 * mib;
-const timesRun: number = byDepth(2, 3);
+const timesRun = 2;
 
 let folder: string;
 let image: string;

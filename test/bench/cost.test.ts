@@ -8,12 +8,10 @@ import { type BenchKind, type BenchOptions, type BenchReport, formatBench, runBe
 import { fillFront } from "../../bench/keep/front-disk.ts";
 import { DirectorySink } from "../../sink/index.ts";
 import { deepTest } from "../deep-test.ts";
-import { byDepth } from "../depth.ts";
 import { createFolder, removeFolder } from "../temporary-folder.ts";
 import { missing } from "./programs-here.ts";
 
 const mib = 2 ** 20;
-const isDeep = byDepth(false, true);
 
 let folder: string;
 beforeEach(() => {
@@ -78,13 +76,13 @@ describe("what a cost depends on", () => {
     for (const stored of Object.values(report.counts)) expect(stored).toBeGreaterThan(4 * mib);
   });
 
-  test.runIf(isDeep)("lanes: each number into the store, which is empty afterwards", async () => {
+  deepTest("lanes: each number into the store, which is empty afterwards", async () => {
     const report = await run("lanes");
     expect(stepNames(report)).toEqual(["2 lanes", "3 lanes", "5 lanes", "8 lanes"]);
     expect(report.hashes["image"]).toMatch(/^[0-9a-f]{64}$/);
   });
 
-  test.runIf(isDeep)("disks: as many bytes on one, ten and a hundred", async () => {
+  deepTest("disks: as many bytes on one, ten and a hundred", async () => {
     const { steps } = await run("disks", { scatterWrites: 400 });
     expect(steps.map(({ name, amount }) => [name, amount])).toEqual([
       ["points of 1 disk", 400 * 4_096],
@@ -93,7 +91,7 @@ describe("what a cost depends on", () => {
     ]);
   });
 
-  test.runIf(isDeep)("scaling: the main thread's share, and where it is all", async () => {
+  deepTest("scaling: the main thread's share, and where it is all", async () => {
     const report = await run("scaling");
     expect(stepNames(report)).toEqual(["1 worker", ...[2, 4, 8, 16].map((workers) => `${workers} workers`)]);
     if (!existsSync("/proc/thread-self/schedstat")) return;
@@ -105,7 +103,7 @@ describe("what a cost depends on", () => {
   });
 });
 
-test.runIf(isDeep)(
+deepTest(
   "peers: each that is installed restores the image as it was, beside Tidemark",
   {
     timeout: 120_000,

@@ -307,7 +307,7 @@ afterAll(async () => {
   await removeFolder(dirname(prepared));
 });
 
-test.for(sampleOf(cells, 4, 20))("$name", { timeout: 60_000 }, async ({ use, bad, name }, { skip }) => {
+test.for(sampleOf(cells, 4))("$name", { timeout: 60_000 }, async ({ use, bad, name }, { skip }) => {
   const place = new Place();
   const vault = { TIDEMARK_STATE: place.path("state") };
   if (!existsSync(prepared)) {

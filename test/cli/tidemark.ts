@@ -2,8 +2,8 @@
  * The command line as a test runs it: in a folder of its own, with an environment that holds nothing
  * of the tester's.
  *
- * `start` runs the built program as a process. `run` does so in a deep run of the tests. In a quick
- * one it calls the program in the test's process, which saves 0.75 s of processor time a command.
+ * `start` runs the built program as a process. `run` calls it in the test's process, which saves
+ * 0.75 s of processor time a command.
  *
  * Invariant: at most one command runs in the test's process, because it takes over the working
  * directory, the environment and the output. A second one at that time is a process.
@@ -12,10 +12,12 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { join } from "node:path";
 import { onTestFinished, vi } from "vitest";
-import { byDepth } from "../depth.ts";
 import { keyEnvironment } from "../encrypted.ts";
 import { repositoryRoot } from "../source-tree.ts";
 import { createFolder, removeFolder } from "../temporary-folder.ts";
+
+/** How much of the last output of a process is shown when its test fails. */
+const saidBytes = 2_000;
 
 const program = join(repositoryRoot, "dist", "cli", "main.js");
 
@@ -66,7 +68,10 @@ export class Running {
       stdout: this.#stdout,
       stderr: this.#stderr,
     }));
-    onTestFinished(async () => {
+    onTestFinished(async ({ task }) => {
+      // What it said last tells for what a test that timed out waited.
+      if (task.result?.state === "fail" && child.exitCode === null && child.signalCode === null)
+        console.log(`${words.join(" ")} is still running: ${(this.#stdout + this.#stderr).slice(-saidBytes)}`);
       child.kill("SIGKILL");
       await this.ended;
     });
@@ -112,11 +117,10 @@ export class Place {
   }
 
   /**
-   * Runs a command to its end. A quick run of the tests saves the start of a process where it can:
-   * one command at a time runs in the test's own process.
+   * Runs a command to its end, in the test's own process unless another command runs there.
    */
   async run(words: readonly string[], environment: Readonly<Record<string, string>> = {}): Promise<Ended> {
-    if (byDepth(false, true) || isRunningHere) return await this.start(words, environment).ended;
+    if (isRunningHere) return await this.start(words, environment).ended;
     isRunningHere = true;
     try {
       return await runHere(this.folder, words, environmentIn(this.folder, environment));

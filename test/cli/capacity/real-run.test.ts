@@ -40,7 +40,7 @@ test.each(loads)(
   "what a plan says of writes $name is within 15 % of what a real run ships and stores",
   async ({ granulesASlot, skew, randomBytes: noise }) => {
     const granules = byDepth(2_048, 16_384);
-    const slots = byDepth(10, 48);
+    const slots = byDepth(10, 24);
     const cycleSlots = 2;
     const kept = 4;
     const folder = createFolder("capacity");

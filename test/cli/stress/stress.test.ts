@@ -148,7 +148,7 @@ test("the options of `stress store` are its own, wherever `stress` has some of t
 /** Of a quick run the agent is killed once, over a folder; a deep one has every fault. */
 const words = byDepth(
   ["--vault", "dir:vault", "--faults", "kill-agent", "--seconds", "2", ...small],
-  ["--seconds", "60"],
+  ["--seconds", "30", "--disk-size", "8MiB"],
 );
 
 test(`a run of ${words.join(" ")} loses nothing, recovers from every fault, and leaves nothing`, {

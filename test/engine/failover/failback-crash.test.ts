@@ -136,7 +136,7 @@ describe.each([
       reconnect();
       await resume();
       let died = 0;
-      for (const [index, call] of callsOf(1, counting.calls.length, 4, 30).entries()) {
+      for (const [index, call] of callsOf(1, counting.calls.length, 4).entries()) {
         for (const [effect, way] of inTurn(combinations, index)) {
           await setUp(isProved);
           const fault = { kind: "crash", effect } as const;

@@ -288,7 +288,7 @@ describe.each([...verbs, ...instantVerbs, ...replicaVerbs])("$name that dies", (
         calls = sink.calls.length;
       });
       let died = 0;
-      for (const [index, call] of callsOf(1, calls, 4, 24).entries()) {
+      for (const [index, call] of callsOf(1, calls, 4).entries()) {
         for (const [effect, way] of inTurn(combinations, index)) {
           await removeFolder(folder);
           const run = await setUp(verb);
@@ -322,7 +322,7 @@ describe.each([...verbs, ...instantVerbs, ...replicaVerbs])("$name that dies", (
       const count = dyingAt(place, 0);
       await verb.work(run);
       vi.restoreAllMocks();
-      for (const [index, call] of callsOf(1, count(), 3, 24).entries()) {
+      for (const [index, call] of callsOf(1, count()).entries()) {
         for (const way of inTurn(["resume", "give up"] as const, index)) {
           await removeFolder(folder);
           const again = await setUp(verb);
@@ -352,7 +352,7 @@ describe.each([...verbs, ...instantVerbs, ...replicaVerbs].filter(({ before }) =
         await verb.work(run);
         const ways = verb.giveUp === undefined ? (["again"] as const) : (["again", "give up"] as const);
         // After the last call, too: the verb has succeeded, and the store has forgotten all of it.
-        for (const [index, call] of callsOf(1, sink.calls.length + 1, 5, 24).entries()) {
+        for (const [index, call] of callsOf(1, sink.calls.length + 1, 5).entries()) {
           for (const way of inTurn(ways, index)) {
             await removeFolder(folder);
             const again = await setUp(verb);

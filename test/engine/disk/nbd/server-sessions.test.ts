@@ -25,7 +25,7 @@ import {
 import { type Certificates, makeCertificates, upgraded } from "./tls-certificates.ts";
 
 const sessionsAtOnce = 5;
-const sessions: number = byDepth(60, 10_000);
+const sessions: number = byDepth(60, 6_000);
 const grownBytesMax: number = 256 * 1024 * 1024;
 const diskBytes = 1024 * 1024;
 /** The longest time limit of the server, and a little more. */

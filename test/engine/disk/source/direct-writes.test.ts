@@ -98,7 +98,7 @@ test("any writes leave the same bytes", async () => {
     fc.asyncProperty(ranges, async (writes) => {
       expect((await written(writes)).equals(expected(writes))).toBe(true);
     }),
-    { numRuns: byDepth(100, 2000) },
+    { numRuns: byDepth(100, 400) },
   );
 });
 
