@@ -453,17 +453,17 @@ export class Failovers {
         // A crash test ends in an error that is none of ours: nothing is noted then, as after a kill.
         if (!(error instanceof TidemarkError)) throw error;
         const isInterrupted = hasCode(error, "INTERRUPTED");
-        const interrupted = requests.signal.aborted ? "Cancelled" : "Suspended";
-        const state = isInterrupted ? interrupted : "Failed";
+        const state = !isInterrupted ? "Failed" : requests.signal.aborted ? "Cancelled" : "Suspended";
         const ended = endTask(held.document, state, effects.takeCommands(), error);
         await swap(endJob({ ...ended, state: isInterrupted ? ended.state : step.failed }, state));
         throw stopped(run, error);
       }
       next = { ...endTask(held.document, "Succeeded", effects.takeCommands(), null), state: step.done };
     }
-    await swap(endJob(next, "Succeeded"));
+    await effects[Symbol.asyncDispose]();
+    await swap({ ...endJob(next, "Succeeded"), worker: null });
     const { bytesWritten, bytesRead } = effects;
-    const summary = await describeRun(this.#context, { ...held.document, worker: null });
+    const summary = await describeRun(this.#context, held.document);
     return { ...summary, bytesWritten, bytesRead, elapsedMs: Math.round(performance.now() - startedAt) };
   }
 

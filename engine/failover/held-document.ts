@@ -158,11 +158,14 @@ export class HeldDocument<Document extends Worked> implements AsyncDisposable {
     await store.delete(name);
   }
 
-  /** Gives the document back: `worker` becomes null. Idempotent. A lease that stays ends by itself. */
+  /**
+   * Gives the document back: `worker` becomes null, unless the last swap has done that. Idempotent. A
+   * lease that stays ends by itself.
+   */
   async release(): Promise<void> {
     if (!liveSessions().has(this.#worker.session)) return;
     try {
-      if (!this.signal.aborted) await this.swap({ ...this.#document, worker: null });
+      if (!this.signal.aborted && this.#document.worker !== null) await this.swap({ ...this.#document, worker: null });
     } catch (error) {
       // The successor finds that this session has ended.
       if (!(error instanceof TidemarkError)) throw error;

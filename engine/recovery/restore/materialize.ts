@@ -3,7 +3,7 @@
  * bytes are written; zeros are passed to the target as ranges, and stay holes where it can leave
  * them.
  */
-
+import assert from "node:assert/strict";
 import { watchedStore } from "../../disk/source/head-watch.ts";
 import { LocalState } from "../../disk/source/local-state.ts";
 import { throwIfAborted } from "../../errors.ts";
@@ -20,7 +20,7 @@ import { LeafCache, PointMap } from "../../store/map/point-map.ts";
 import { readDisk } from "../../store/points/head.ts";
 import { readManifest } from "../../store/points/manifest.ts";
 import { selectPoint } from "../../store/points/points.ts";
-import { holdToRead } from "../../store/points/reader-holds.ts";
+import { holdAllToRead } from "../../store/points/reader-holds.ts";
 import type { ImageFormat, MaterializeMode, RestoreTarget } from "./target.ts";
 import { openTarget } from "./targets.ts";
 
@@ -53,14 +53,16 @@ export async function materialize(
   const head = await readDisk(store, document.vault, disk, options.signal);
   const format = options.format ?? (options.to.startsWith("blob:") ? "vhd" : "raw");
   const point = await selectPoint(store, head, options.point, options.signal);
-  const held = { store, vault: document.vault, disk, point, purpose: "materialize", onNotice, signal: options.signal };
-  await using hold = await holdToRead(held);
   const { since } = options;
   const base = since === undefined ? undefined : await selectPoint(store, head, since, options.signal);
-  await using baseHold = base && (await holdToRead({ ...held, point: base }));
-  const signal = AbortSignal.any([options.signal, hold.signal, baseHold?.signal].filter((one) => one !== undefined));
+  const points = base === undefined ? [point] : [point, base];
+  const reading = { store, vault: document.vault, disk, purpose: "materialize", onNotice, signal: options.signal };
+  await using hold = await holdAllToRead(reading, points);
+  const signal = options.signal === undefined ? hold.signal : AbortSignal.any([options.signal, hold.signal]);
   const state = new LocalState({ folder: context.stateFolder, vault: document.vault, disk, onNotice });
-  const manifest = await readManifest(store, document.vault, disk, point, signal);
+  const manifests = points.map(async (one) => await readManifest(store, document.vault, disk, one, signal));
+  const [manifest, from] = await Promise.all(manifests);
+  assert(manifest !== undefined, "a point has a manifest");
   const source = await state.source();
   const opened = await options.into?.(point);
   const target =
@@ -99,9 +101,8 @@ export async function materialize(
   });
   try {
     if (options.onProgress !== undefined) share = await DataShare.of(map, manifest.runs.length, signal);
-    if (base === undefined) await reader.read(map, Math.floor(target.resumeAt / granuleBytes), writer);
+    if (from === undefined) await reader.read(map, Math.floor(target.resumeAt / granuleBytes), writer);
     else {
-      const from = await readManifest(store, document.vault, disk, base, signal);
       const differences = mapDifferences({ store, vaultId, disk, from, to: manifest, cache, signal });
       await reader.readRanges(map, differences, writer);
     }

@@ -16,7 +16,7 @@ import type { Store } from "../store.ts";
 import { readDisk } from "./head.ts";
 import { readManifest } from "./manifest.ts";
 import { type PointSummary, pointSummary, selectPoint } from "./points.ts";
-import { holdToRead } from "./reader-holds.ts";
+import { holdAllToRead } from "./reader-holds.ts";
 
 export interface DiffOptions {
   readonly disk: string;
@@ -82,9 +82,8 @@ export class PointDiff implements AsyncIterable<Extent> {
   async *[Symbol.asyncIterator](): AsyncGenerator<Extent, void, undefined> {
     const { store, vault, disk, from, to, onNotice, signal } = this.#sides;
     const holding = { store, vault, disk, purpose: "diff", onNotice, signal };
-    await using heldFrom = await holdToRead({ ...holding, point: from });
-    await using heldTo = await holdToRead({ ...holding, point: to });
-    const ended = AbortSignal.any([heldFrom.signal, heldTo.signal, ...(signal === undefined ? [] : [signal])]);
+    await using hold = await holdAllToRead(holding, [from, to]);
+    const ended = signal === undefined ? hold.signal : AbortSignal.any([signal, hold.signal]);
     const differences = mapDifferences({
       store,
       vaultId: fromHex(vault),

@@ -68,6 +68,24 @@ export async function holdToRead(options: HoldOptions): Promise<PointHold> {
   return await heldUnless(options, "ACCESS_REFUSED", "NO_SPACE", "DAMAGED", "FORMAT_UNSUPPORTED");
 }
 
+/** Holds several points of a disk to read them. Errors: as `holdToRead`; then none is held. */
+export async function holdAllToRead(
+  options: Omit<HoldOptions, "point">,
+  points: readonly PointRecord[],
+): Promise<PointHold> {
+  const taken = await Promise.allSettled(points.map(async (point) => await holdToRead({ ...options, point })));
+  const holds = taken.flatMap((one) => (one.status === "fulfilled" ? [one.value] : []));
+  const release = async (): Promise<void> => {
+    await Promise.all(holds.map(async (hold) => await hold.release()));
+  };
+  for (const one of taken) {
+    if (one.status === "fulfilled") continue;
+    await release();
+    throw one.reason;
+  }
+  return { signal: AbortSignal.any(holds.map(({ signal }) => signal)), release, [Symbol.asyncDispose]: release };
+}
+
 async function heldUnless(options: HoldOptions, ...codes: readonly ErrorCode[]): Promise<PointHold> {
   try {
     const identity = await identifyProcess();
