@@ -20,6 +20,9 @@ const downMsMax = 1_500;
 const regressMsMax = 6_000;
 const slowMs = { min: 20, max: 200 } as const;
 const retryAfterSeconds = 1;
+/** An agent that was just killed, or a client that backs off, may ask for nothing for some seconds. */
+const firstRequestMsMax = 60_000;
+const lookMs = 50;
 
 export interface FaultRunnerParts {
   readonly store: StressStore;
@@ -60,7 +63,7 @@ export class FaultRunner {
       await delay(Math.max(0, inMs), undefined, { signal }).catch(() => undefined);
       if (signal.aborted) return;
       this.now = fault.kind;
-      await this.#carryOut(fault);
+      await this.#carryOut(fault, signal);
       this.now = "";
     }
   }
@@ -83,7 +86,7 @@ export class FaultRunner {
     });
   }
 
-  async #carryOut({ kind, slotMs }: PlannedFault): Promise<void> {
+  async #carryOut({ kind, slotMs }: PlannedFault, signal: AbortSignal): Promise<void> {
     const { store, space, agent, onStrike } = this.#parts;
     const tally = this.#tallyOf(kind);
     // A store that goes back strikes when it forgets, seconds after its copy was made.
@@ -105,12 +108,14 @@ export class FaultRunner {
         this.isAgentKilled = false;
         break;
       case "slow":
-        await this.#hold(tally, slotMs / 2, async () => await delay(slowMs.min + this.#upTo(slowMs.max - slowMs.min)));
+        await this.#hold(tally, slotMs / 2, signal, async () => {
+          await delay(slowMs.min + this.#upTo(slowMs.max - slowMs.min));
+        });
         return;
       case "freeze": {
         const frozenMs = Math.min(freezeMsMax, slotMs * 0.8);
-        const thawed = delay(frozenMs);
-        await this.#hold(tally, frozenMs, async () => await thawed);
+        let thawed: Promise<void> | undefined;
+        await this.#hold(tally, frozenMs, signal, async () => await (thawed ??= delay(frozenMs)));
         return;
       }
       default:
@@ -120,8 +125,8 @@ export class FaultRunner {
     tally.fired += 1;
   }
 
-  /** Every request waits for `wait` during `ms`. Fired if there was a request. */
-  async #hold(tally: Tally, ms: number, wait: () => Promise<void>): Promise<void> {
+  /** Every request waits for `wait` during `ms`, and longer where there was none: until the first one. */
+  async #hold(tally: Tally, ms: number, signal: AbortSignal, wait: () => Promise<void>): Promise<void> {
     const proxy = this.#proxy();
     let held = 0;
     proxy.hold = async () => {
@@ -129,6 +134,8 @@ export class FaultRunner {
       await wait();
     };
     await delay(ms);
+    const untilMs = performance.now() + firstRequestMsMax;
+    while (held === 0 && !signal.aborted && performance.now() < untilMs) await delay(lookMs);
     proxy.hold = undefined;
     if (held > 0) tally.fired += 1;
   }

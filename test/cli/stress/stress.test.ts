@@ -15,6 +15,7 @@ import {
   writeSync,
 } from "node:fs";
 import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
 import { describe, expect, test, vi } from "vitest";
 import type { AgentProcess } from "../../../cli/stress/agent-process.ts";
 import { FaultRunner } from "../../../cli/stress/faults.ts";
@@ -87,6 +88,26 @@ test("a store that goes back in time is a fault from the moment on in which it f
   });
   await faults.run([{ kind: "regress", atMs: 0, slotMs: 10 }], performance.now(), new AbortController().signal);
   expect(events).toEqual(["copied", "regress", "back"]);
+});
+
+test.each(["slow", "freeze"] as const)("%s lasts until there was a request", async (kind) => {
+  const proxy: { hold?: () => Promise<void> } = {};
+  const faults = new FaultRunner({
+    store: { proxy } as unknown as StressStore,
+    space: undefined,
+    agent: {} as unknown as AgentProcess,
+    random: () => 0,
+    onStrike: () => undefined,
+  });
+  const slotMs = 20;
+  const run = faults.run([{ kind, atMs: 0, slotMs }], performance.now(), new AbortController().signal);
+  await delay(10 * slotMs);
+  expect(faults.haveFired()).toBe(false);
+  const askedAtMs = performance.now();
+  await proxy.hold?.();
+  expect(performance.now() - askedAtMs).toBeGreaterThan(slotMs / 2);
+  await run;
+  expect(faults.haveFired()).toBe(true);
 });
 
 deepTest("a run that is killed leaves no process", { timeout: runMsMax }, async (context) => {
