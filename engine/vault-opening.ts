@@ -132,8 +132,7 @@ function refuseOlder(found: VaultDocument, kept: VaultDocument | undefined, desc
 
 function gone(cause: TidemarkError): TidemarkError {
   return new TidemarkError("VAULT_NOT_FOUND", `${cause.message}, where this machine has used one`, {
-    remedy:
-      "check the address, and that its file system is mounted; where the vault was removed on purpose, create a new one with `tidemark vault init`",
+    remedy: "mount its file system; if the vault was removed, `tidemark vault init` makes another",
     cause,
   });
 }

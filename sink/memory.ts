@@ -11,7 +11,9 @@
  *
  * Memory: the pages that were written, not the size of page objects.
  */
+
 import assert from "node:assert/strict";
+import { randomBytes } from "node:crypto";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import type {
   CallOptions,
@@ -92,6 +94,8 @@ export class MemorySnapshot {
  * ```
  */
 export class MemoryStore {
+  /** Tells it from every other store, also of an earlier process. @internal */
+  readonly name: string = randomBytes(4).toString("hex");
   /** Undefined until a sink creates the container. Only `MemorySink` touches it. @internal */
   objects: Map<string, Stored> | undefined;
   /** Every path before a slash of a name so far. */
@@ -122,7 +126,7 @@ export interface MemorySinkOptions {
   readonly store?: MemoryStore | undefined;
   /** Milliseconds since 1970: leases expire by it. Default: the system's clock. */
   readonly clock?: (() => number) | undefined;
-  /** Default: `memory:`. */
+  /** Default: `memory:` and the name of the store. */
   readonly description?: string | undefined;
   /** `capabilities.attachablePages`. Default: false. */
   readonly attachablePages?: boolean | undefined;
@@ -150,7 +154,7 @@ export class MemorySink implements Sink {
   constructor(options: MemorySinkOptions = {}) {
     this.store = options.store ?? new MemoryStore();
     this.#clock = options.clock ?? Date.now;
-    this.description = options.description ?? "memory:";
+    this.description = options.description ?? `memory:${this.store.name}`;
     const { attachablePages = false, settlingMs = 0 } = options;
     this.capabilities = { attachablePages, settlingMs };
   }

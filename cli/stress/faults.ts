@@ -22,7 +22,6 @@ const slowMs = { min: 20, max: 200 } as const;
 const retryAfterSeconds = 1;
 /** An agent that was just killed, or a client that backs off, may ask for nothing for some seconds. */
 const firstRequestMsMax = 60_000;
-const lookMs = 50;
 
 export interface FaultRunnerParts {
   readonly store: StressStore;
@@ -133,9 +132,9 @@ export class FaultRunner {
       held += 1;
       await wait();
     };
-    await delay(ms);
     const untilMs = performance.now() + firstRequestMsMax;
-    while (held === 0 && !signal.aborted && performance.now() < untilMs) await delay(lookMs);
+    do await delay(ms);
+    while (held === 0 && !signal.aborted && performance.now() < untilMs);
     proxy.hold = undefined;
     if (held > 0) tally.fired += 1;
   }

@@ -398,10 +398,11 @@ it("is not replaced by one without encryption where the store has lost it", asyn
   const state = join(folder, "state");
   const vault = await openModelVault(connect(), { ...encrypted, stateFolder: state });
   await vault.keys.enroll();
+  const { description } = connect();
   memory = new MemoryStore();
   for (const settlingMs of [0, 1_000])
     for (const keys of [undefined, encrypted.keys]) {
-      const sink = new MemorySink({ store: memory, settlingMs });
+      const sink = new MemorySink({ store: memory, settlingMs, description });
       await expectCode(Vault.openOrCreate(sink, { stateFolder: state, keys }), "VAULT_NOT_FOUND");
     }
 });

@@ -119,7 +119,8 @@ describe("vault.json", () => {
   test("that this machine has used is not created where it is gone, unless the store may have forgotten it", async () => {
     const stateFolder = createFolder("identity-state");
     onTestFinished(async () => await removeFolder(stateFolder));
-    const on = (settlingMs: number): MemorySink => new MemorySink({ store: new MemoryStore(), settlingMs });
+    const description = "one address";
+    const on = (settlingMs: number): MemorySink => new MemorySink({ settlingMs, description });
     await (await Vault.openOrCreate(on(0), { stateFolder })).close();
     await expectCode(Vault.openOrCreate(on(0), { stateFolder }), "VAULT_NOT_FOUND");
     await (await Vault.openOrCreate(on(1_000), { stateFolder })).close();
