@@ -76,9 +76,9 @@ export async function openVaultForRepair(sink: Sink, options: VaultOptions): Pro
 }
 
 /**
- * Opens the vault, or creates it where this machine has seen none: the file system of one that is gone
- * may not be mounted. A store that forgets what it acknowledged just now may have forgotten a vault, too, so
- * there only an encrypted one is missed. Errors: as both.
+ * Opens the vault, or creates it where this machine has seen none: one that is gone may lie on a file
+ * system that is not mounted. A store that may forget its last writes may have forgotten the vault, so
+ * there only an encrypted one counts as gone. Errors: as both.
  */
 export async function openOrCreateVault(sink: Sink, options: VaultOptions & VaultParameters): Promise<Unlocked> {
   try {
@@ -88,9 +88,9 @@ export async function openOrCreateVault(sink: Sink, options: VaultOptions & Vaul
   } catch (error) {
     if (!hasCode(error, "VAULT_NOT_FOUND")) throw error;
     const kept = await documentCopy(options.stateFolder, sink.description).read();
-    const { settlingMs } = sink.capabilities;
-    if (kept !== undefined && (settlingMs === 0 || (isEncrypted(kept) && options.encryption === undefined)))
-      throw gone(error);
+    const mayForget = sink.capabilities.settlingMs > 0;
+    if (kept !== undefined && (!mayForget || (isEncrypted(kept) && options.encryption === undefined)))
+      throw gone(error, kept);
   }
   try {
     return await createVault(sink, options);
@@ -130,9 +130,10 @@ function refuseOlder(found: VaultDocument, kept: VaultDocument | undefined, desc
   });
 }
 
-function gone(cause: TidemarkError): TidemarkError {
+function gone(cause: TidemarkError, kept: VaultDocument): TidemarkError {
+  const flag = isEncrypted(kept) ? " --encrypt" : "";
   return new TidemarkError("VAULT_NOT_FOUND", `${cause.message}, where this machine has used one`, {
-    remedy: "mount its file system; if the vault was removed, `tidemark vault init` makes another",
+    remedy: `check the address and what is mounted; \`tidemark vault init${flag}\` makes a new one`,
     cause,
   });
 }

@@ -154,7 +154,7 @@ export class Vault implements AsyncDisposable {
     return new Vault({ ...resolveOptions(options), ...(await openVaultForRepair(sink, options)) });
   }
 
-  /** Opens the vault, or creates it if there is none. Throws as `open` and `create`. */
+  /** Opens the vault, or creates it if the state folder knows of none there. Throws as `open` and `create`. */
   static async openOrCreate(sink: Sink, options: VaultOptions & VaultParameters = {}): Promise<Vault> {
     return new Vault({ ...resolveOptions(options), ...(await openOrCreateVault(sink, options)) });
   }

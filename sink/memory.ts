@@ -95,7 +95,7 @@ export class MemorySnapshot {
  */
 export class MemoryStore {
   /** Tells it from every other store, also of an earlier process. @internal */
-  readonly name: string = randomBytes(4).toString("hex");
+  readonly id: string = randomBytes(4).toString("hex");
   /** Undefined until a sink creates the container. Only `MemorySink` touches it. @internal */
   objects: Map<string, Stored> | undefined;
   /** Every path before a slash of a name so far. */
@@ -126,7 +126,7 @@ export interface MemorySinkOptions {
   readonly store?: MemoryStore | undefined;
   /** Milliseconds since 1970: leases expire by it. Default: the system's clock. */
   readonly clock?: (() => number) | undefined;
-  /** Default: `memory:` and the name of the store. */
+  /** Default: `memory:` and the id of the store. */
   readonly description?: string | undefined;
   /** `capabilities.attachablePages`. Default: false. */
   readonly attachablePages?: boolean | undefined;
@@ -154,7 +154,7 @@ export class MemorySink implements Sink {
   constructor(options: MemorySinkOptions = {}) {
     this.store = options.store ?? new MemoryStore();
     this.#clock = options.clock ?? Date.now;
-    this.description = options.description ?? `memory:${this.store.name}`;
+    this.description = options.description ?? `memory:${this.store.id}`;
     const { attachablePages = false, settlingMs = 0 } = options;
     this.capabilities = { attachablePages, settlingMs };
   }

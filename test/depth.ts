@@ -13,7 +13,7 @@ import process from "node:process";
 
 /** How many calls of a sweep a quick run takes unless a test says otherwise. */
 const quickCalls = 3;
-/** How many a deep run takes. */
+/** How many a deep run takes unless a test says otherwise. */
 const deepCalls = 12;
 /** A quick run has one run of a property test for each so many of a deep run. */
 const runsPerQuickRun = 10;

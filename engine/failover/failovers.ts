@@ -460,7 +460,7 @@ export class Failovers {
       }
       next = { ...endTask(held.document, "Succeeded", effects.takeCommands(), null), state: step.done };
     }
-    await effects[Symbol.asyncDispose]();
+    await effects[Symbol.asyncDispose](); // before another process may take the run
     await swap({ ...endJob(next, "Succeeded"), worker: null });
     const { bytesWritten, bytesRead } = effects;
     const summary = await describeRun(this.#context, held.document);

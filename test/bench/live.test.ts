@@ -80,13 +80,14 @@ describe("each live case proves its point and tells what it measured", () => {
   deepTest("front, beside qemu-nbd", { timeout: 120_000 }, async (context) => {
     const reason = missing("fio", "qemu-nbd");
     if (reason !== undefined) context.skip(`nothing to measure with: ${reason}`);
-    const report = await runBench(options("front", { seconds: 0.2 }));
+    const report = await runBench(options("front", { seconds: 0.2, findLimit: true }));
     await expectWhole(report);
     expect(report.steps).toHaveLength(30);
     expect(report.steps.filter(({ role }) => role === "yardstick")).toHaveLength(6);
     expect(report.marks).toHaveLength(37);
     expect(report.counts["cuts"]).toBe(5);
     expect(report.counts["writesMeanwhile"]).toBeGreaterThan(0);
+    expect(report.counts).toHaveProperty("highestBytesPerSecondThatHold");
   });
 
   test("burst, twice, and the largest that is committed in time: here one of the whole disk", async (context) => {

@@ -69,7 +69,7 @@ export class Running {
       stderr: this.#stderr,
     }));
     onTestFinished(async ({ task }) => {
-      // What it said last tells for what a test that timed out waited.
+      // Its last output tells what a test that timed out was waiting for.
       if (task.result?.state === "fail" && child.exitCode === null && child.signalCode === null)
         console.log(`${words.join(" ")} is still running: ${(this.#stdout + this.#stderr).slice(-saidBytes)}`);
       child.kill("SIGKILL");
@@ -116,9 +116,7 @@ export class Place {
     return new Running(this.folder, words, environment, under);
   }
 
-  /**
-   * Runs a command to its end, in the test's own process unless another command runs there.
-   */
+  /** Runs a command to its end, in the test's own process unless another command runs there. */
   async run(words: readonly string[], environment: Readonly<Record<string, string>> = {}): Promise<Ended> {
     if (isRunningHere) return await this.start(words, environment).ended;
     isRunningHere = true;

@@ -3,7 +3,7 @@
  * bytes are written; zeros are passed to the target as ranges, and stay holes where it can leave
  * them.
  */
-import assert from "node:assert/strict";
+
 import { watchedStore } from "../../disk/source/head-watch.ts";
 import { LocalState } from "../../disk/source/local-state.ts";
 import { throwIfAborted } from "../../errors.ts";
@@ -13,7 +13,7 @@ import { chunkDamaged, PointReader, pieceIsProved, pieceOutGranule } from "../..
 import type { VaultContext } from "../../pipeline/vault-context.ts";
 import { type OperationOptions, paced } from "../../progress.ts";
 import { fromHex } from "../../store/format/checksum.ts";
-import type { PointRecord } from "../../store/format/documents.ts";
+import type { ManifestDocument, PointRecord } from "../../store/format/documents.ts";
 import { DataShare } from "../../store/map/data-share.ts";
 import { mapDifferences } from "../../store/map/map-diff.ts";
 import { LeafCache, PointMap } from "../../store/map/point-map.ts";
@@ -55,14 +55,13 @@ export async function materialize(
   const point = await selectPoint(store, head, options.point, options.signal);
   const { since } = options;
   const base = since === undefined ? undefined : await selectPoint(store, head, since, options.signal);
-  const points = base === undefined ? [point] : [point, base];
   const reading = { store, vault: document.vault, disk, purpose: "materialize", onNotice, signal: options.signal };
-  await using hold = await holdAllToRead(reading, points);
+  await using hold = await holdAllToRead(reading, base === undefined ? [point] : [point, base]);
   const signal = options.signal === undefined ? hold.signal : AbortSignal.any([options.signal, hold.signal]);
   const state = new LocalState({ folder: context.stateFolder, vault: document.vault, disk, onNotice });
-  const manifests = points.map(async (one) => await readManifest(store, document.vault, disk, one, signal));
-  const [manifest, from] = await Promise.all(manifests);
-  assert(manifest !== undefined, "a point has a manifest");
+  const manifestOf = async (one: PointRecord): Promise<ManifestDocument> =>
+    await readManifest(store, document.vault, disk, one, signal);
+  const [manifest, from] = await Promise.all([manifestOf(point), base && manifestOf(base)]);
   const source = await state.source();
   const opened = await options.into?.(point);
   const target =

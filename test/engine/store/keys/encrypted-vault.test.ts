@@ -403,7 +403,8 @@ it("is not replaced by one without encryption where the store has lost it", asyn
   for (const settlingMs of [0, 1_000])
     for (const keys of [undefined, encrypted.keys]) {
       const sink = new MemorySink({ store: memory, settlingMs, description });
-      await expectCode(Vault.openOrCreate(sink, { stateFolder: state, keys }), "VAULT_NOT_FOUND");
+      const { remedy } = await expectCode(Vault.openOrCreate(sink, { stateFolder: state, keys }), "VAULT_NOT_FOUND");
+      expect(remedy).toContain("vault init --encrypt");
     }
 });
 

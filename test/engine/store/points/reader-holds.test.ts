@@ -8,6 +8,7 @@ import { encodeCondemned } from "../../../../engine/store/format/keeping.ts";
 import { condemnedName, headName } from "../../../../engine/store/format/names.ts";
 import { readHead } from "../../../../engine/store/points/head.ts";
 import { liveSessions } from "../../../../engine/store/points/process-identity.ts";
+import { holdAllToRead } from "../../../../engine/store/points/reader-holds.ts";
 import { parsePolicy } from "../../../../engine/upkeep/retention/policy.ts";
 import { CrashError, FaultySink, Gate, type PlannedFault } from "../../../../sink/faults.ts";
 import { callsOf } from "../../../depth.ts";
@@ -92,6 +93,17 @@ describe("a held point", () => {
     const error = await expectCode(rig.hold(held), "POINT_NOT_FOUND");
     expect(error.message).toContain("pruned");
     await expectCode(rig.hold(kept, { disk: "nobody" }), "DISK_NOT_FOUND");
+    expect(await holds()).toEqual([]);
+  });
+
+  test("is not held either when another one that is to be held with it is gone", async () => {
+    await rig.prune({ policy });
+    const place = { store: rig.store, vault: recordsVault, disk: "d", purpose: "test", onNotice: rig.onNotice };
+    await expectCode(holdAllToRead(place, [recordOf(kept), recordOf(held)]), "POINT_NOT_FOUND");
+    expect(await holds()).toEqual([]);
+    const hold = await holdAllToRead(place, [recordOf(kept), recordOf(18)]);
+    expect(await holds()).toHaveLength(2);
+    await hold.release();
     expect(await holds()).toEqual([]);
   });
 
